@@ -1,0 +1,165 @@
+// The idea of this package, and the file to read first.
+//
+// Every basis here obeys a three-term recurrence
+//
+//     phi_0 = 1,   phi_{k+1}(x) = (a_k x + b_k) phi_k(x) - c_k phi_{k-1}(x),   c_0 = 0
+//
+// so a basis *is* the table of its rows (a_k, b_k, c_k), and `walk` below visits phi_0, phi_1, ...
+// without knowing which basis it walks. The recurrence is linear: a walk that starts from a seed g
+// instead of 1 visits g phi_k(x), which is all that the gradients need:
+//
+//     y = sum_k coeffs_k phi_k(x)          seed 1
+//     dx = sum_k (D coeffs)_k g phi_k(x)   seed g = grad_output
+//     dcoeffs_k = sum over elements of g phi_k(x)
+//
+// where D, made by `derivative_matrix`, expresses p' in the basis of p.
+// The text is free of torch and of vector types: CPU and CUDA kernels instantiate it alike.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#ifdef __CUDACC__
+#define SLAF_INLINE __host__ __device__ __forceinline__
+#else
+#define SLAF_INLINE __attribute__((always_inline)) inline
+#endif
+
+namespace slaf_ext {
+
+// phi_{k+1} = (a x + b) phi_k - c phi_{k-1}
+struct Row {
+  double a, b, c;
+};
+
+// What a table allows a walk to leave out. `general` is always right, the others are it, shortened.
+enum class Walk : int {
+  general,  // a_k x + b_k, c_k
+  scaled,   // c_k = 1 for k >= 1
+  uniform,  // c_k = 1 and one a x + b for every k >= 1: Chebyshev
+  product,  // c_k = 0: phi_{k+1} = (a_k x + b_k) phi_k
+  power,    // c_k = 0 and one a x + b for every k >= 1: monomials
+};
+
+// The rows as the kernels read them: row 0 is the first step, the `uniform` and `power` walks
+// read only row 1 after it.
+template <typename T>
+struct Rows {
+  const T* a;
+  const T* b;
+  const T* c;
+};
+
+// Calls visit(k, seed * phi_k(x)) for k = 0 .. degree. V is a number, or a pack of numbers.
+template <Walk kind, typename V, typename T, typename Degree, typename Visit>
+SLAF_INLINE void walk(const V& x, const V& seed, const Rows<T>& rows, Degree degree, Visit&& visit) {
+  visit(0, seed);
+  if (degree == 0) return;
+  V previous = seed;
+  V current = (x * rows.a[0] + rows.b[0]) * seed;
+  constexpr bool one_factor = kind == Walk::uniform || kind == Walk::power;
+  V factor = x;
+  if constexpr (one_factor) {
+    if (degree > 1) factor = x * rows.a[1] + rows.b[1];
+  }
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+  for (int k = 1; k < degree; ++k) {
+    visit(k, current);
+    if constexpr (!one_factor) factor = x * rows.a[k] + rows.b[k];
+    V next = factor * current;
+    if constexpr (kind == Walk::general) next = next - previous * rows.c[k];
+    if constexpr (kind == Walk::scaled || kind == Walk::uniform) next = next - previous;
+    previous = current;
+    current = next;
+  }
+  visit(degree, current);
+}
+
+// A table made ready for the kernels: phi_k = scale_k psi_k, and the walk visits psi_k. The scales
+// solve scale_{k+1} = c_k scale_{k-1}, which turns every c_k into 1 and saves a product a step.
+struct Recurrence {
+  Walk kind;
+  std::vector<double> a, b, c, scale;
+};
+
+inline Recurrence prepare(const std::vector<Row>& rows) {
+  const size_t degree = rows.size();
+  Recurrence r{Walk::general, {}, {}, {}, std::vector<double>(degree + 1, 1.0)};
+  bool no_c = true, scalable = true;
+  for (size_t k = 1; k < degree; ++k) {
+    no_c = no_c && rows[k].c == 0.0;
+    r.scale[k + 1] = rows[k].c * r.scale[k - 1];
+    // Scales beyond this would push psi_k towards the ends of fp32's range where phi_k is not.
+    const double size = std::abs(r.scale[k + 1]);
+    scalable = scalable && size > 0x1p-40 && size < 0x1p40;
+  }
+  if (no_c || !scalable) r.scale.assign(degree + 1, 1.0);
+  bool one_factor = true;
+  for (size_t k = 0; k < degree; ++k) {
+    const double s = r.scale[k] / r.scale[k + 1];
+    r.a.push_back(rows[k].a * s);
+    r.b.push_back(rows[k].b * s);
+    r.c.push_back(rows[k].c);
+    if (k > 1) one_factor = one_factor && r.a[k] == r.a[1] && r.b[k] == r.b[1];
+  }
+  if (no_c) {
+    r.kind = one_factor ? Walk::power : Walk::product;
+  } else if (scalable) {
+    r.kind = one_factor ? Walk::uniform : Walk::scaled;
+  }
+  return r;
+}
+
+// D, (degree + 1) x (degree + 1), row by row: phi_k' = sum_j D[k][j] phi_j, j < k. It follows from
+//     phi_{k+1}' = a_k phi_k + (a_k x + b_k) phi_k' - c_k phi_{k-1}',
+// with the product with x written in the basis: x phi_j = (phi_{j+1} - b_j phi_j + c_j phi_{j-1}) / a_j.
+inline std::vector<double> derivative_matrix(const std::vector<Row>& rows) {
+  const size_t K = rows.size() + 1;
+  std::vector<double> D(K * K, 0.0);
+  for (size_t k = 0; k + 1 < K; ++k) {
+    const auto [a, b, c] = rows[k];
+    const double *now = &D[k * K], *before = now - K;
+    double* next = &D[(k + 1) * K];
+    next[k] = a;
+    for (size_t j = 0; j < k; ++j) {
+      if (now[j] != 0.0) {
+        const double d = now[j] / rows[j].a;
+        next[j + 1] += a * d;
+        next[j] += b * now[j] - a * rows[j].b * d;
+        if (j > 0) next[j - 1] += a * rows[j].c * d;
+      }
+      next[j] -= c * before[j];
+    }
+  }
+  return D;
+}
+
+// The coefficients of p', where p has `coeffs`, both in the basis that D belongs to.
+inline std::vector<double> derivative(const std::vector<double>& D, const double* coeffs, size_t K) {
+  std::vector<double> result(K, 0.0);
+  for (size_t k = 1; k < K; ++k) {
+    for (size_t j = 0; j < k; ++j) {
+      // Half of D is zero where parity is respected, and 0 * inf must not make a NaN there.
+      if (D[k * K + j] != 0.0) result[j] += coeffs[k] * D[k * K + j];
+    }
+  }
+  return result;
+}
+
+// phi_0'(x) .. phi_degree'(x) at one point, by the differentiated recurrence.
+inline std::vector<double> derivatives_at(double x, const std::vector<Row>& rows) {
+  std::vector<double> phi{1.0}, slope{0.0};
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const auto [a, b, c] = rows[k];
+    const double factor = a * x + b;
+    slope.push_back(a * phi[k] + factor * slope[k] - (k > 0 ? c * slope[k - 1] : 0.0));
+    phi.push_back(factor * phi[k] - (k > 0 ? c * phi[k - 1] : 0.0));
+  }
+  return slope;
+}
+
+}  // namespace slaf_ext

@@ -1,0 +1,275 @@
+"""Polynomial bases as data: each is the table of its three-term recurrence.
+
+Every basis here obeys
+
+    φ_0 = 1,   φ_{k+1}(x) = (A_k x + B_k) φ_k(x) − C_k φ_{k−1}(x),   C_0 = 0
+
+so a basis is a row ``(A_k, B_k, C_k)`` for each k. No kernel knows a basis by name: to add one,
+add one entry to the list at the foot of this file, or make a :class:`Basis` at run time.
+
+>>> from slaf_ext import bases
+>>> bases.get("legendre").table(2)          # a row (A, B, C) a degree
+array([[1. , 0. , 0. ],
+       [1.5, 0. , 0.5]])
+>>> mine = bases.Basis("mine", lambda k: (1.0, 0.0, 0.25))  # monic Chebyshev, but for its first step
+>>> mine.table(2).shape
+(2, 3)
+
+Source of the recurrences: NIST Digital Library of Mathematical Functions, §18.9 and §18.34.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import numpy as np
+
+Row = tuple[float, float, float]
+Recurrence = Union[Callable[[int], Row], Sequence[Row], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """A polynomial basis: a name, a three-term recurrence and a window.
+
+    Args:
+        name: what :func:`repr` and error messages call it.
+        recurrence: a function ``k -> (A_k, B_k, C_k)``, which serves every degree, or a table
+            with a row ``(A_k, B_k, C_k)`` for k = 0, 1, …, which serves degrees up to its length.
+            Every A_k must differ from zero, so that φ_k has degree k. C_0 is ignored.
+        domain: the interval on which the basis is at home, numpy.polynomial's *window*: an
+            operator's ``domain=(lo, hi)`` is mapped affinely onto it.
+
+    Example:
+        >>> import torch, slaf_ext
+        >>> table = [(1.0, 0.0, 0.0), (2.0, 0.0, 1.0)]     # T_0, T_1, T_2
+        >>> mine = slaf_ext.bases.Basis("mine", table, (-1, 1))
+        >>> slaf_ext.slaf(torch.tensor([0.5]), torch.tensor([0.0, 0.0, 1.0]), mine)
+        tensor([-0.5000])
+    """
+
+    name: str
+    recurrence: Recurrence
+    domain: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domain", check_interval(self.domain, f"the domain of basis {self.name!r}"))
+        if not callable(self.recurrence):
+            table = np.asarray(self.recurrence, dtype=np.float64)
+            if table.size == 0:
+                table = table.reshape(0, 3)
+            if table.ndim != 2 or table.shape[1] != 3:
+                raise ValueError(
+                    f"the recurrence table of basis {self.name!r} has shape {table.shape}; "
+                    "give a row (A_k, B_k, C_k) for each k, shape (degree, 3)"
+                )
+            object.__setattr__(self, "recurrence", table)
+
+    def __repr__(self) -> str:
+        return f"Basis({self.name!r})"
+
+    def __reduce__(self):
+        # A registered basis is pickled by its name: its recurrence is usually a lambda.
+        if _REGISTRY.get(self.name) is self:
+            return get, (self.name,)
+        return Basis, (self.name, self.recurrence, self.domain)
+
+    def table(self, degree: int) -> np.ndarray:
+        """The rows (A_k, B_k, C_k), k = 0 … degree − 1, as a float64 array of shape (degree, 3).
+
+        Raises:
+            ValueError: the degree is negative, the table that the basis was made from is too short
+                for it, or a row holds a value that is not finite or an A_k that is zero.
+        """
+        check_degree(degree)
+        if callable(self.recurrence):
+            rows = np.array([self.recurrence(k) for k in range(degree)], dtype=np.float64).reshape(degree, 3)
+        elif len(self.recurrence) < degree:
+            raise ValueError(
+                f"basis {self.name!r} has a recurrence table of length {len(self.recurrence)}, which serves "
+                f"degrees up to {len(self.recurrence)}; degree {degree} needs {degree} rows (A_k, B_k, C_k)"
+            )
+        else:
+            rows = self.recurrence[:degree].copy()
+        if degree:
+            rows[0, 2] = 0.0
+        for k, row in enumerate(rows):
+            if not np.isfinite(row).all() or row[0] == 0.0:
+                raise ValueError(
+                    f"row {k} of the recurrence of basis {self.name!r} is (A, B, C) = {tuple(row.tolist())}; "
+                    f"all three must be finite and A not zero, so that φ_{k + 1} has degree {k + 1}"
+                )
+        return rows
+
+
+@dataclass(frozen=True)
+class MappedRecurrence:
+    """A basis, a degree and a domain, as the kernels take them.
+
+    ``rows`` is flat, (A_0, B_0, C_0, A_1, …), and is walked at x − ``center``: the scale of the
+    affine map is folded into A, the window's middle into B. Subtracting the domain's middle first,
+    instead of folding it too, keeps a narrow domain far from zero exact in fp32.
+    """
+
+    rows: tuple[float, ...]
+    center: float
+    lo: float
+    hi: float
+
+
+@functools.lru_cache(maxsize=1024)
+def mapped(basis: Basis, degree: int, domain: tuple[float, float] | None) -> MappedRecurrence:
+    """The recurrence of `basis` with the map from `domain` onto its window folded in."""
+    rows = basis.table(degree)
+    if domain is None:
+        return MappedRecurrence(tuple(rows.ravel().tolist()), 0.0, *basis.domain)
+    lo, hi = check_interval(domain, "domain")
+    window_lo, window_hi = basis.domain
+    rows[:, 1] += rows[:, 0] * (0.5 * window_lo + 0.5 * window_hi)
+    rows[:, 0] *= (window_hi - window_lo) / (hi - lo)
+    return MappedRecurrence(tuple(rows.ravel().tolist()), 0.5 * lo + 0.5 * hi, lo, hi)
+
+
+def check_degree(degree: int) -> int:
+    """`degree`, if it is an integer from 0 up."""
+    if isinstance(degree, bool) or not isinstance(degree, (int, np.integer)) or degree < 0:
+        raise ValueError(f"degree is {degree!r}; it must be an integer from 0 up")
+    return int(degree)
+
+
+def check_interval(interval: Sequence[float], what: str) -> tuple[float, float]:
+    """`interval` as two floats, if it is one."""
+    try:
+        lo, hi = (float(end) for end in interval)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} is {interval!r}; it must be a pair of numbers (lo, hi)") from None
+    if not (lo < hi and math.isfinite(lo) and math.isfinite(hi)):
+        raise ValueError(f"{what} is ({lo}, {hi}); it needs finite ends with lo < hi")
+    return lo, hi
+
+
+def get(basis: str | Basis) -> Basis:
+    """The basis of that name; a :class:`Basis` is returned as it is.
+
+    Raises:
+        ValueError: no basis has that name. The message lists those that exist.
+
+    Example:
+        >>> get("hermite_e")
+        Basis('hermite_e')
+    """
+    if isinstance(basis, Basis):
+        return basis
+    try:
+        return _REGISTRY[basis]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"unknown basis {basis!r}; the named ones are {', '.join(names())}. "
+            "For others use bases.jacobi(alpha, beta), bases.gegenbauer(lam) or your own bases.Basis"
+        ) from None
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`get` knows.
+
+    Example:
+        >>> "chebyshev" in names()
+        True
+    """
+    return tuple(_REGISTRY)
+
+
+def register(basis: Basis) -> Basis:
+    """Makes `basis` known by its name, and returns it.
+
+    Raises:
+        ValueError: the name is taken by another basis.
+    """
+    if _REGISTRY.setdefault(basis.name, basis) is not basis:
+        raise ValueError(f"a basis named {basis.name!r} is registered already; choose another name")
+    return basis
+
+
+@functools.lru_cache(maxsize=256)
+def jacobi(alpha: float, beta: float) -> Basis:
+    """Jacobi polynomials P_k^(α, β), orthogonal on [−1, 1] for (1 − x)^α (1 + x)^β.
+
+    Args:
+        alpha, beta: both greater than −1.
+
+    Raises:
+        ValueError: a parameter is not greater than −1.
+
+    Example:
+        >>> jacobi(0.5, -0.5).table(1).tolist()
+        [[1.0, 0.5, 0.0]]
+
+    Source: DLMF 18.9.2; the same as scipy.special.eval_jacobi.
+    """
+    if not (alpha > -1 and beta > -1 and math.isfinite(alpha + beta)):
+        raise ValueError(f"jacobi(alpha={alpha}, beta={beta}): both parameters must be finite and greater than -1")
+    return Basis(f"jacobi({alpha}, {beta})", functools.partial(_jacobi_row, float(alpha), float(beta)))
+
+
+@functools.lru_cache(maxsize=256)
+def gegenbauer(lam: float) -> Basis:
+    """Gegenbauer (ultraspherical) polynomials C_k^(λ), orthogonal on [−1, 1] for (1 − x²)^(λ − 1/2).
+
+    Args:
+        lam: greater than −1/2 and not zero (at zero every C_k, k > 0, vanishes; use "chebyshev").
+
+    Raises:
+        ValueError: `lam` is outside that range.
+
+    Example:
+        >>> gegenbauer(1.0).table(2).tolist()      # λ = 1 is Chebyshev U
+        [[2.0, 0.0, 0.0], [2.0, 0.0, 1.0]]
+
+    Source: DLMF 18.9.1, table 18.9.1; the same as scipy.special.eval_gegenbauer.
+    """
+    if not (lam > -0.5 and lam != 0 and math.isfinite(lam)):
+        raise ValueError(f"gegenbauer(lam={lam}): lam must be finite, greater than -1/2 and not zero")
+    return Basis(f"gegenbauer({lam})", functools.partial(_gegenbauer_row, float(lam)))
+
+
+def _jacobi_row(alpha: float, beta: float, k: int) -> Row:
+    s = alpha + beta
+    if k == 0:
+        return (s + 2) / 2, (alpha - beta) / 2, 0.0
+    d = 2 * (k + 1) * (k + s + 1)
+    t = 2 * k + s
+    return (
+        (t + 1) * (t + 2) / d,
+        (t + 1) * (alpha * alpha - beta * beta) / (d * t),
+        2 * (k + alpha) * (k + beta) * (t + 2) / (d * t),
+    )
+
+
+def _gegenbauer_row(lam: float, k: int) -> Row:
+    return 2 * (k + lam) / (k + 1), 0.0, (k + 2 * lam - 1) / (k + 1)
+
+
+_REGISTRY: dict[str, Basis] = {}
+
+# name, k -> (A_k, B_k, C_k); C_0 is never used. A new basis is a new entry here.
+for _name, _recurrence in {
+    "monomial": lambda k: (1, 0, 0),  # x^k
+    "taylor": lambda k: (1 / (k + 1), 0, 0),  # x^k / k!
+    "chebyshev": lambda k: (2 if k else 1, 0, 1),  # T_k, first kind
+    "chebyshev_u": lambda k: (2, 0, 1),  # U_k, second kind
+    "chebyshev_v": lambda k: (2, 0 if k else -1, 1),  # V_k, third kind
+    "chebyshev_w": lambda k: (2, 0 if k else 1, 1),  # W_k, fourth kind
+    "legendre": lambda k: ((2 * k + 1) / (k + 1), 0, k / (k + 1)),  # P_k
+    "hermite": lambda k: (2, 0, 2 * k),  # H_k, physicists'
+    "hermite_e": lambda k: (1, 0, k),  # He_k, probabilists'
+    "hermite_e_normalized": lambda k: (1 / math.sqrt(k + 1), 0, math.sqrt(k / (k + 1))),  # He_k / sqrt(k!)
+    "hermite_e_factorial": lambda k: (1 / (k + 1), 0, 1 / (k + 1)),  # He_k / k!
+    "fibonacci": lambda k: (1, 0, -1),  # F_{k+1}
+    "bessel": lambda k: (2 * k + 1, 0 if k else 1, -1),  # y_k
+}.items():
+    register(Basis(_name, _recurrence))
+register(Basis("laguerre", lambda k: (-1 / (k + 1), (2 * k + 1) / (k + 1), k / (k + 1)), (0.0, 1.0)))  # L_k

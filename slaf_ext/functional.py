@@ -1,0 +1,89 @@
+"""The functions that users call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .bases import Basis
+
+
+def slaf(
+    x: Tensor,
+    coeffs: Tensor,
+    basis: str | Basis = "chebyshev",
+    *,
+    dim: int = 1,
+    domain: tuple[float, float] | None = None,
+    outside: str = "extrapolate",
+) -> Tensor:
+    """The self-learnable activation function f(x) = Σ_k a_k φ_k(x), element by element.
+
+    One fused kernel evaluates it, and one more gives the gradients in x and in the coefficients.
+    Differentiable to any order, in forward mode, and under torch.func's transforms.
+
+    Args:
+        x: a tensor of float16, bfloat16, float32 or float64, of any shape, contiguous or any dense
+            permutation of it; other strides cost a copy.
+        coeffs: the a_k, low order first, of shape (K,), one polynomial of degree K − 1 for all of x; or (G, K),
+            a row for each of G groups of neighbours along `dim`. In x's dtype; beside half-precision x,
+            float32 is welcome too. Half-precision input is computed and summed in at least float32.
+        basis: the φ_k: one of :func:`slaf_ext.bases.names`, or a :class:`slaf_ext.bases.Basis`.
+        dim: the dimension of x along which the G rows lie: 1 for (N, C, …), −1 for (…, features).
+            ``x.shape[dim]`` must be a multiple of G. Of no meaning for coeffs of shape (K,).
+        domain: (lo, hi), mapped affinely onto the basis's window; None for no map.
+        outside: what f is outside the domain (the basis's window where `domain` is None):
+            "extrapolate" the polynomial; "clamp" to the value at the edge, where the gradient in x is zero; or
+            "linear", the tangent at the edge, which makes f globally Lipschitz.
+
+    Returns:
+        A tensor with x's shape, dtype, device and memory format.
+
+    Raises:
+        ValueError: dtypes, devices or shapes that do not fit, a `dim` out of range, an unknown basis or
+            `outside`, an empty domain, a table of recurrence rows too short for the degree.
+        TypeError: x or coeffs is not a tensor.
+
+    Example:
+        >>> import torch, slaf_ext
+        >>> x = torch.linspace(-1, 1, 5, requires_grad=True)
+        >>> coeffs = torch.tensor([0.0, 0.0, 1.0], requires_grad=True)
+        >>> y = slaf_ext.slaf(x, coeffs, "chebyshev")         # T_2(x) = 2x² − 1
+        >>> y.tolist()
+        [1.0, -0.5, -1.0, -0.5, 1.0]
+        >>> y.sum().backward()
+        >>> x.grad.tolist(), coeffs.grad.tolist()
+        ([-4.0, -2.0, 0.0, 2.0, 4.0], [5.0, 0.0, 0.0])
+
+    Source: M. Goyal, R. Goyal, B. Lall, *Learning Activation Functions: A new paradigm for understanding
+    Neural Networks*, arXiv:1906.09529; recurrences from DLMF §18.9.
+    """
+    reference.check_floating(x)
+    spec = reference.spec(coeffs, basis, dim, domain, outside)
+    if torch.compiler.is_compiling():
+        return torch.ops.slaf_ext.slaf(x, coeffs, *spec)
+    return ops.slaf(x, coeffs, *spec)
+
+
+def basis_values(
+    x: Tensor, degree: int, basis: str | Basis = "chebyshev", *, domain: tuple[float, float] | None = None
+) -> Tensor:
+    """φ_0(x) … φ_degree(x): the design matrix of the basis, numpy.polynomial's *vander*.
+
+    Plain PyTorch, for fitting and inspection; :func:`slaf` never builds this tensor.
+
+    Args:
+        x: a tensor of float16, bfloat16, float32 or float64.
+        degree: an integer from 0 up.
+        basis, domain: as for :func:`slaf`.
+
+    Returns:
+        A tensor of shape (*x.shape, degree + 1) and x's dtype, differentiable.
+
+    Example:
+        >>> import torch, slaf_ext
+        >>> slaf_ext.basis_values(torch.tensor([0.5]), 3, "legendre")
+        tensor([[ 1.0000,  0.5000, -0.1250, -0.4375]])
+    """
+    return reference.basis_values(x, degree, basis, domain=domain)

@@ -1,0 +1,145 @@
+"""Loads the extension, and teaches PyTorch about its two operators: fakes and autograd.
+
+The operators know a basis as its flat recurrence (A_0, B_0, C_0, A_1, …). With S(x, a) = Σ a_k φ_k(x), the
+forward operator, D the matrix that differentiates coefficients and R the sum over elements,
+
+    y = S(x, a)        dx = g S(x, D a)        da = R(x, g) = Σ g φ_k(x)
+
+so the derivative of the backward operator is made of the same two operators, and so is every order above.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import reference
+from .reference import OUTSIDE
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"the compiled part of slaf_ext does not load with torch {torch.__version__} ({error}); "
+        "build it for this Python and this torch: pip install --no-build-isolation --force-reinstall --no-deps ."
+    ) from error
+
+Spec = tuple[tuple[float, ...], int, float, float, float, int]  # recurrence, dim, center, lo, hi, outside
+
+
+def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
+    """S(x, a), differentiable to any order in either mode."""
+    if _transformed():
+        return reference.expand(x, coeffs, *spec)
+    if torch.is_grad_enabled() and (x.requires_grad or coeffs.requires_grad):
+        return SlafFunction.apply(x, coeffs, *spec)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
+
+
+def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_needs) -> tuple[Tensor, Tensor]:
+    """(g S(x, D a), R(x, g)), differentiable to any order in either mode; what is not needed is empty."""
+    if _transformed():
+        *spec, need_x, need_coeffs = spec_and_needs
+        dx = grad_output * reference.expand(x, *_differentiated(coeffs, *spec)) if need_x else x.new_empty(0)
+        da = reference.coeffs_gradient(grad_output, x, coeffs, *spec) if need_coeffs else coeffs.new_empty(0)
+        return dx, da
+    if torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad):
+        return SlafBackwardFunction.apply(grad_output, x, coeffs, *spec_and_needs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.slaf_ext.slaf_backward.default(grad_output, x, coeffs, *spec_and_needs)
+
+
+class SlafFunction(torch.autograd.Function):
+    """y = S(x, a). Saves x and a, nothing else."""
+
+    @staticmethod
+    def forward(ctx, x, coeffs, *spec):
+        ctx.save_for_backward(x, coeffs)
+        ctx.spec = spec
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        need_x, need_coeffs = ctx.needs_input_grad[:2]
+        dx, da = slaf_backward(grad_output, *ctx.saved_tensors, *ctx.spec, need_x, need_coeffs)
+        return dx if need_x else None, da if need_coeffs else None, *(None for _ in ctx.spec)
+
+
+class SlafBackwardFunction(torch.autograd.Function):
+    """dx = g S(x, D a) and da = R(x, g). Their own derivative, for cotangents v of dx and w of da."""
+
+    @staticmethod
+    def forward(ctx, grad_output, x, coeffs, *spec_and_needs):
+        ctx.save_for_backward(grad_output, x, coeffs)
+        ctx.spec_and_needs = spec_and_needs
+        ctx.set_materialize_grads(False)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.slaf_ext.slaf_backward.default(grad_output, x, coeffs, *spec_and_needs)
+
+    @staticmethod
+    def backward(ctx, v, w):
+        g, x, a = ctx.saved_tensors
+        *spec, need_dx, need_da = ctx.spec_and_needs
+        v, w = v if need_dx else None, w if need_da else None
+        dg = dx = da = None
+        if v is not None:
+            slopes, *slopes_spec = _differentiated(a, *spec)
+            if ctx.needs_input_grad[0]:
+                dg = v * slaf(x, slopes, *slopes_spec)
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+                # S(x, D a) as a function of x and D a: its own backward, and D's transpose from D a to a.
+                needs = ctx.needs_input_grad[1:3]
+                dx, d_slopes = slaf_backward(v * g, x, slopes, *slopes_spec, *needs)
+                da = (d_slopes.double() @ _matrix(spec[0], a.device).T).to(a.dtype) if needs[1] else None
+                dx = dx if needs[0] else None
+        if w is not None:
+            if ctx.needs_input_grad[0]:
+                more = slaf(x, w, *spec)
+                dg = more if dg is None else dg + more
+            if ctx.needs_input_grad[1]:
+                more = g * slaf(x, *_differentiated(w, *spec))
+                dx = more if dx is None else dx + more
+        return dg, dx, da, *(None for _ in ctx.spec_and_needs)
+
+
+def _differentiated(coeffs: Tensor, recurrence, dim, center, lo, hi, outside) -> tuple:
+    """The coefficients D a and the spec of the derivative in x."""
+    slopes = (coeffs.double() @ _matrix(recurrence, coeffs.device)).to(torch.promote_types(coeffs.dtype, torch.float32))
+    derivative_of = {OUTSIDE["extrapolate"]: 0, reference.ZERO: reference.ZERO, OUTSIDE["clamp"]: reference.ZERO}
+    return slopes, recurrence, dim, center, lo, hi, derivative_of.get(outside, OUTSIDE["clamp"])
+
+
+def _matrix(recurrence: tuple[float, ...], device: torch.device) -> Tensor:
+    """D as a float64 tensor, (D a)_j = Σ_k a_k D[k, j]."""
+    K = len(recurrence) // 3 + 1
+    return torch.tensor(_C.derivative_matrix(list(recurrence)), dtype=torch.float64, device=device).view(K, K)
+
+
+def _transformed() -> bool:
+    """Whether forward-mode or torch.func's transforms are at work, which only plain PyTorch serves."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _fake_slaf(x, coeffs, *spec):
+    return torch.empty_like(x)
+
+
+def _fake_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
+    need_x, need_coeffs = spec_and_needs[-2:]
+    return (
+        torch.empty_like(x) if need_x else x.new_empty(0),
+        torch.empty_like(coeffs, memory_format=torch.contiguous_format) if need_coeffs else coeffs.new_empty(0),
+    )
+
+
+torch.library.register_fake("slaf_ext::slaf", _fake_slaf)
+torch.library.register_fake("slaf_ext::slaf_backward", _fake_slaf_backward)
+# Not torch.library.register_autograd, which passes tensors of forward mode on with their tangents dropped.
+_library = torch.library.Library("slaf_ext", "IMPL")
+_library.impl("slaf", slaf, "Autograd")
+_library.impl("slaf_backward", slaf_backward, "Autograd")

@@ -1,0 +1,180 @@
+"""The definition in plain PyTorch: what the kernels are held to, and what torch.func differentiates.
+
+Every function here is made of ordinary tensor operations, so it composes with autograd, torch.func,
+forward-mode differentiation, vmap and torch.compile. It is slower than the kernels and saves a tensor for
+every step of the recurrence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from . import bases
+from .bases import Basis
+
+# What happens outside the domain, and the number by which the operators know it. A mode's derivative in x is
+# the mode before it: the tangent's slope is constant (clamp), a constant's is zero.
+OUTSIDE = {"extrapolate": 0, "clamp": 2, "linear": 3}
+ZERO = 1
+
+
+def slaf(
+    x: Tensor,
+    coeffs: Tensor,
+    basis: str | Basis = "chebyshev",
+    *,
+    dim: int = 1,
+    domain: tuple[float, float] | None = None,
+    outside: str = "extrapolate",
+) -> Tensor:
+    """Σ_k a_k φ_k(x), as :func:`slaf_ext.slaf`, in plain PyTorch.
+
+    Half-precision input is computed in float32, as the kernels do.
+
+    Example:
+        >>> import torch
+        >>> slaf(torch.tensor([0.5]), torch.tensor([0.0, 0.0, 1.0]))     # T_2(x) = 2x² − 1
+        tensor([-0.5000])
+    """
+    return expand(x, coeffs, *spec(coeffs, basis, dim, domain, outside))
+
+
+def basis_values(
+    x: Tensor, degree: int, basis: str | Basis = "chebyshev", *, domain: tuple[float, float] | None = None
+) -> Tensor:
+    """φ_0(x) … φ_degree(x), stacked along a new last dimension; see :func:`slaf_ext.basis_values`."""
+    check_floating(x)
+    mapped = bases.mapped(bases.get(basis), bases.check_degree(degree), domain)
+    t = _widen(x) - mapped.center
+    return torch.stack(list(_walk(t, mapped.rows)), dim=-1).to(x.dtype)
+
+
+def naive(x: Tensor, coeffs: Tensor | Sequence[Tensor]) -> Tensor:
+    """Σ_k coeffs[k] · x**k, written as people write it: the baseline of the benchmarks.
+
+    Example:
+        >>> import torch
+        >>> naive(torch.tensor([2.0]), torch.tensor([1.0, 0.0, 3.0]))
+        tensor([13.])
+    """
+    return sum(coeffs[k] * x**k for k in range(len(coeffs)))  # type: ignore[return-value]
+
+
+def spec(
+    coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, float] | None, outside: str
+) -> tuple[tuple[float, ...], int, float, float, float, int]:
+    """The arguments of the operators after (x, coeffs): recurrence, dim, center, lo, hi, outside."""
+    if not isinstance(coeffs, Tensor):
+        raise TypeError(f"coeffs is a {type(coeffs).__name__}; it must be a tensor of shape (K,) or (G, K)")
+    if coeffs.dim() not in (1, 2) or 0 in coeffs.shape:
+        raise ValueError(
+            f"coeffs have shape {tuple(coeffs.shape)}; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1"
+        )
+    if outside not in OUTSIDE:
+        raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim is {dim!r}; it must be an integer")
+    mapped = bases.mapped(bases.get(basis), coeffs.shape[-1] - 1, domain)
+    return mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside]
+
+
+def expand(
+    x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, center: float, lo: float, hi: float, outside: int
+) -> Tensor:
+    """Σ_k a_k φ_k(x) with the arguments that the operators take."""
+    check_floating(x)
+    check_dtypes(x, coeffs)
+    t = _widen(x)
+    rows = _along(coeffs.to(t.dtype), x, dim)
+    inside = t if outside == OUTSIDE["extrapolate"] else torch.where(t < lo, lo, torch.where(t > hi, hi, t))
+    y = sum(rows[..., k] * phi for k, phi in enumerate(_walk(inside - center, recurrence)))
+    assert isinstance(y, Tensor)
+    if outside == ZERO:
+        y = torch.where((t < lo) | (t > hi), 0.0, y)
+    if outside == OUTSIDE["linear"]:
+        for edge, beyond in ((lo, torch.where(t < lo, t - lo, 0.0)), (hi, torch.where(t > hi, t - hi, 0.0))):
+            slopes = torch.tensor(_derivatives_at(edge - center, recurrence), dtype=t.dtype, device=t.device)
+            y = y + (rows * slopes).sum(-1) * beyond
+    return y.to(x.dtype)
+
+
+def coeffs_gradient(
+    grad_output: Tensor, x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window
+) -> Tensor:
+    """Σ over elements of grad_output φ_k(x): the gradient in coeffs, differentiable in both tensors."""
+    ones = torch.eye(coeffs.shape[-1], dtype=coeffs.dtype, device=coeffs.device)
+    per_element = [_widen(grad_output * expand(x, one, recurrence, dim, *window)) for one in ones]
+    if coeffs.dim() == 1:
+        return torch.stack([g.sum() for g in per_element]).to(coeffs.dtype)
+    groups = coeffs.shape[0]
+    return torch.stack(
+        [g.movedim(dim, 0).reshape(groups, -1).sum(1) for g in per_element], dim=-1
+    ).to(coeffs.dtype)
+
+
+def check_floating(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        name = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"x is {name}; slaf needs float16, bfloat16, float32 or float64")
+
+
+def check_dtypes(x: Tensor, coeffs: Tensor) -> None:
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if coeffs.dtype != x.dtype and not (half and coeffs.dtype == torch.float32):
+        names = [str(t.dtype).removeprefix("torch.") for t in (coeffs, x)]
+        raise ValueError(
+            f"coeffs are {names[0]} and x is {names[1]}; convert one: coeffs must have x's dtype"
+            + (" or be float32" if half else "")
+        )
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _along(coeffs: Tensor, x: Tensor, dim: int) -> Tensor:
+    """coeffs with a row for every index of x along `dim`, shaped to broadcast against x, K last."""
+    if coeffs.dim() == 1:
+        return coeffs
+    groups = coeffs.shape[0]
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(
+            f"dim is {dim} and x has {x.dim()} dimensions, shape {tuple(x.shape)}; "
+            "dim must name one of them, or coeffs be of shape (K,)"
+        )
+    dim %= x.dim()
+    if x.shape[dim] % groups:
+        raise ValueError(
+            f"coeffs have G = {groups} rows and x, of shape {tuple(x.shape)}, has size {x.shape[dim]} "
+            f"along dim {dim}; that must be a multiple of G"
+        )
+    rows = coeffs.repeat_interleave(x.shape[dim] // groups, dim=0)
+    return rows.reshape(*(-1 if d == dim else 1 for d in range(x.dim())), coeffs.shape[-1])
+
+
+def _walk(t: Tensor, recurrence: Sequence[float]) -> Iterator[Tensor]:
+    """φ_0(t), φ_1(t), … as tensors."""
+    previous, current = torch.zeros_like(t), torch.ones_like(t)
+    yield current
+    for k in range(len(recurrence) // 3):
+        a, b, c = recurrence[3 * k : 3 * k + 3]
+        following = (a * t + b) * current
+        if k > 0 and c != 0:
+            following = following - c * previous
+        previous, current = current, following
+        yield current
+
+
+def _derivatives_at(t: float, recurrence: Sequence[float]) -> list[float]:
+    """φ_0'(t), φ_1'(t), … in float64, by the differentiated recurrence."""
+    phi, slope = [0.0, 1.0], [0.0, 0.0]
+    for k in range(len(recurrence) // 3):
+        a, b, c = recurrence[3 * k : 3 * k + 3]
+        slope.append(a * phi[-1] + (a * t + b) * slope[-1] - c * slope[-2])
+        phi.append((a * t + b) * phi[-1] - c * phi[-2])
+    return slope[1:]
