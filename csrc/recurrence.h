@@ -138,18 +138,6 @@ inline std::vector<double> derivative_matrix(const std::vector<Row>& rows) {
   return D;
 }
 
-// The coefficients of p', where p has `coeffs`, both in the basis that D belongs to.
-inline std::vector<double> derivative(const std::vector<double>& D, const double* coeffs, size_t K) {
-  std::vector<double> result(K, 0.0);
-  for (size_t k = 1; k < K; ++k) {
-    for (size_t j = 0; j < k; ++j) {
-      // Half of D is zero where parity is respected, and 0 * inf must not make a NaN there.
-      if (D[k * K + j] != 0.0) result[j] += coeffs[k] * D[k * K + j];
-    }
-  }
-  return result;
-}
-
 // phi_0'(x) .. phi_degree'(x) at one point, by the differentiated recurrence.
 inline std::vector<double> derivatives_at(double x, const std::vector<Row>& rows) {
   std::vector<double> phi{1.0}, slope{0.0};

@@ -1,4 +1,6 @@
 // The operators on the CPU: how the work is cut, and the coefficients before and after the sweep.
+#include <memory>
+
 #include "../ops.h"
 #include "isa.h"
 #include "sweep.h"
@@ -10,6 +12,13 @@ constexpr int64_t long_group = 32;         // numbers from which a group is a un
 constexpr int64_t task_numbers = 16384;    // about as many in a task, for a group that is long,
 constexpr int64_t task_rows = 4096;        // and as many rows where it is short
 constexpr int64_t thread_numbers = 32768;  // less is not worth another thread
+
+// Four tiles, as `tile` needs them.
+template <typename T>
+int64_t scratch_numbers(Isa isa) {
+  const int rows = isa == Isa::avx512 ? tile_rows<64> : tile_rows<32>;
+  return 4 * rows * vector_bytes(isa) / static_cast<int64_t>(sizeof(T));
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -49,11 +58,6 @@ struct Grid {
             i, std::min(inner, i + inner_block)};
   }
 
-  // The group that the coefficients of a lane belong to.
-  int64_t group(const Layout& l, int64_t unit, int64_t lane, int64_t W) const {
-    return by_lanes ? std::min(unit * W + lane, inner - 1) / l.inner : unit;
-  }
-
   bool by_lanes;
   int64_t outer, units, inner;
   int64_t outer_block, unit_block, inner_block;
@@ -72,36 +76,43 @@ void dispatch_storage(ScalarType type, const F& f) {
   }
 }
 
-double widen(double t) { return t; }
-double widen(float t) { return t; }
-template <typename S>
-double widen(S t) {
-  const S padded[4] = {t};
-  return load<float, 16>(padded)[0];
-}
-void narrow(double* to, double t) { *to = t; }
-void narrow(float* to, double t) { *to = static_cast<float>(t); }
-template <typename S>
-void narrow(S* to, double t) {
-  S padded[4];
-  store(padded, Vector<float, 16>{static_cast<float>(t)});
-  *to = padded[0];
-}
+// Numbers for each group, a row for each coefficient: rows x groups, so that what is done to every
+// group alike is done to vectors of them.
+struct Table {
+  Table(int64_t rows, int64_t groups) : groups(groups), values(rows * groups) {}
+  double* operator[](int64_t row) { return &values[row * groups]; }
+  const double* operator[](int64_t row) const { return &values[row * groups]; }
 
-// The coefficients, (groups, K).
-std::vector<double> read_coeffs(const Tensor& coeffs) {
-  std::vector<double> values(coeffs.numel());
+  // row += factor * other
+  void add(int64_t row, double factor, const double* other) {
+    double* to = (*this)[row];
+    for (int64_t g = 0; g < groups; ++g) to[g] += factor * other[g];
+  }
+
+  int64_t groups;
+  std::vector<double> values;
+};
+
+Table read_coeffs(const Tensor& coeffs, int64_t groups) {
+  const int64_t K = coeffs.numel() / groups;
+  Table table(K, groups);
   dispatch_storage(coeffs.scalar_type(), [&](auto s) {
     const auto* from = static_cast<const decltype(s)*>(coeffs.const_data_ptr());
-    for (size_t i = 0; i < values.size(); ++i) values[i] = widen(from[i]);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t k = 0; k < K; ++k) table[k][g] = widen(from[g * K + k]);
+    }
   });
-  return values;
+  return table;
 }
 
-void write_coeffs(const std::vector<double>& values, const Tensor& coeffs) {
+void write_coeffs(const Table& table, const Tensor& coeffs) {
+  const int64_t groups = table.groups, K = coeffs.numel() / groups;
   dispatch_storage(coeffs.scalar_type(), [&](auto s) {
+    using T = compute_t<decltype(s)>;
     auto* to = static_cast<decltype(s)*>(coeffs.mutable_data_ptr());
-    for (size_t i = 0; i < values.size(); ++i) narrow(to + i, values[i]);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t k = 0; k < K; ++k) narrow(to + g * K + k, static_cast<T>(table[k][g]));
+    }
   });
 }
 
@@ -135,22 +146,51 @@ Steps<T> steps_for(Walk kind, Isa isa) {
   }
 }
 
-// Runs a sweep over all of x. `coeffs` and the result, which holds sums, have the shape (groups, block_rows).
+// A block of coefficients for every unit, as the sweep reads them.
+template <typename T>
+std::vector<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, int64_t W) {
+  const int64_t rows = static_cast<int64_t>(coeffs.values.size()) / coeffs.groups;
+  std::vector<T> blocks(grid.units * rows * W);
+  for (int64_t k = 0; k < rows; ++k) {
+    for (int64_t u = 0; u < grid.units; ++u) {
+      T* to = &blocks[(u * rows + k) * W];
+      if (!grid.by_lanes) {
+        std::fill_n(to, W, static_cast<T>(coeffs[k][u]));
+      } else if (const int64_t lanes = std::min(W, grid.inner - u * W); layout.inner == 1) {
+        for (int64_t i = 0; i < lanes; ++i) to[i] = static_cast<T>(coeffs[k][u * W + i]);
+      } else {
+        for (int64_t i = 0; i < lanes; ++i) to[i] = static_cast<T>(coeffs[k][(u * W + i) / layout.inner]);
+      }
+    }
+  }
+  return blocks;
+}
+
+// The sums of every group, from those of the units: the way back.
+void collect(const std::vector<double>& partial, const Grid& grid, const Layout& layout, int64_t W, Table& totals) {
+  const int64_t rows = static_cast<int64_t>(totals.values.size()) / totals.groups;
+  for (int64_t k = 0; k < rows; ++k) {
+    for (int64_t u = 0; u < grid.units; ++u) {
+      if (!grid.by_lanes) {
+        totals[k][u] = partial[u * rows + k];
+        continue;
+      }
+      const double* from = &partial[(u * rows + k) * W];
+      const int64_t lanes = std::min(W, grid.inner - u * W);
+      for (int64_t i = 0; i < lanes; ++i) totals[k][(u * W + i) / layout.inner] += from[i];
+    }
+  }
+}
+
+// Runs a sweep over all of x. `coeffs` and the result, which holds sums, have block_rows rows.
 template <unsigned pass, typename S>
-std::vector<double> sweep(const Arguments& a, const Recurrence& recurrence, const std::vector<double>& coeffs,
-                          const void* grad_output, void* out) {
+Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeffs, const void* grad_output, void* out) {
   using T = compute_t<S>;
   const Isa isa = best_isa();
   const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a), block = rows * W;
   const Grid grid(a.layout, W, block * static_cast<int64_t>(sizeof(T)));
 
-  std::vector<T> expanded(grid.units * block);
-  for (int64_t u = 0; u < grid.units; ++u) {
-    for (int64_t lane = 0; lane < W; ++lane) {
-      const double* from = &coeffs[grid.group(a.layout, u, lane, W) * rows];
-      for (int64_t k = 0; k < rows; ++k) expanded[u * block + k * W + lane] = static_cast<T>(from[k]);
-    }
-  }
+  const std::vector<T> expanded = expand<T>(coeffs, grid, a.layout, W);
   const std::vector<T> A(recurrence.a.begin(), recurrence.a.end()), B(recurrence.b.begin(), recurrence.b.end()),
       C(recurrence.c.begin(), recurrence.c.end());
   const Sweep<S> s{static_cast<const S*>(a.x.const_data_ptr()),
@@ -171,34 +211,25 @@ std::vector<double> sweep(const Arguments& a, const Recurrence& recurrence, cons
                    grid.inner};
 
   constexpr bool has_sums = (pass & coeffs_gradient) != 0;
-  const int64_t cell_size = grid.units * block;
+  const int64_t unit_size = grid.by_lanes ? block : rows, cell_size = grid.units * unit_size;
   std::vector<double> partial(has_sums ? grid.cells * cell_size : 0);
   const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks() / a.x.numel());
   const auto run = compiled_for<TaskBody<pass>, void (*)(const Sweep<S>&, const Task&, double*, T*, T*)>(isa);
   torch::stable::parallel_for(0, grid.tasks(), grain, [&](int64_t begin, int64_t end) {
-    std::vector<T> room(grid.unit_block * block + 2 * 160 * W);
-    T *sums = room.data(), *scratch = sums + grid.unit_block * block;
+    const std::unique_ptr<T[]> room(new T[grid.unit_block * block + scratch_numbers<T>(isa)]);
+    T *sums = room.get(), *scratch = sums + grid.unit_block * block;
     for (int64_t index = begin; index < end; ++index) {
       const Task task = grid.task(index);
-      double* own = has_sums ? &partial[grid.cell(index) * cell_size + task.unit_begin * block] : nullptr;
+      double* own = has_sums ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
       run(s, task, own, sums, scratch);
     }
   });
 
-  std::vector<double> totals(has_sums ? coeffs.size() : 0);
-  if constexpr (has_sums) {
-    for (int64_t c = 1; c < grid.cells; ++c) {
-      for (int64_t i = 0; i < cell_size; ++i) partial[i] += partial[c * cell_size + i];
-    }
-    for (int64_t u = 0; u < grid.units; ++u) {
-      const int64_t lanes = grid.by_lanes ? std::min(W, grid.inner - u * W) : W;
-      for (int64_t k = 0; k < rows; ++k) {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          totals[grid.group(a.layout, u, lane, W) * rows + k] += partial[u * block + k * W + lane];
-        }
-      }
-    }
+  for (int64_t c = 1; c < (has_sums ? grid.cells : 0); ++c) {
+    for (int64_t i = 0; i < cell_size; ++i) partial[i] += partial[c * cell_size + i];
   }
+  Table totals(rows, a.layout.groups);
+  if (has_sums) collect(partial, grid, a.layout, W, totals);
   return totals;
 }
 
@@ -209,24 +240,35 @@ Tensor slaf(const Tensor& x, const Tensor& coeffs, const std::vector<double>& re
   if (a.x.numel() == 0) return y;
 
   const Recurrence r = prepare(a.rows);
-  const std::vector<double> values = read_coeffs(a.coeffs);
-  const int64_t K = a.degree() + 1, rows = block_rows(a);
-  std::vector<double> table(a.layout.groups * rows);
-  for (int64_t g = 0; g < a.layout.groups; ++g) {
-    for (int64_t k = 0; k < K; ++k) table[g * rows + k] = values[g * K + k] * r.scale[k];
-  }
+  const int64_t K = a.degree() + 1;
+  const Table values = read_coeffs(a.coeffs, a.layout.groups);
+  Table table(block_rows(a), a.layout.groups);
+  for (int64_t k = 0; k < K; ++k) table.add(k, r.scale[k], values[k]);
   if (a.outside == Outside::linear) {
     const auto at_lo = derivatives_at(a.lo - a.center, a.rows), at_hi = derivatives_at(a.hi - a.center, a.rows);
-    for (int64_t g = 0; g < a.layout.groups; ++g) {
-      for (int64_t k = 0; k < K; ++k) {
-        table[g * rows + K] += values[g * K + k] * at_lo[k];
-        table[g * rows + K + 1] += values[g * K + k] * at_hi[k];
-      }
+    for (int64_t k = 0; k < K; ++k) {
+      table.add(K, at_lo[k], values[k]);
+      table.add(K + 1, at_hi[k], values[k]);
     }
   }
   dispatch_storage(a.x.scalar_type(),
                    [&](auto s) { sweep<forward, decltype(s)>(a, r, table, nullptr, y.mutable_data_ptr()); });
   return y;
+}
+
+// The gradient in the coefficients from the sums of grad_output psi_k and, beyond linear edges, of the distance.
+Table coeffs_gradient_of(const Table& sums, const Arguments& a, const Recurrence& r) {
+  const int64_t K = a.degree() + 1;
+  Table gradient(K, sums.groups);
+  for (int64_t k = 0; k < K; ++k) gradient.add(k, r.scale[k], sums[k]);
+  if (a.outside == Outside::linear) {
+    const auto at_lo = derivatives_at(a.lo - a.center, a.rows), at_hi = derivatives_at(a.hi - a.center, a.rows);
+    for (int64_t k = 0; k < K; ++k) {
+      gradient.add(k, at_lo[k], sums[K]);
+      gradient.add(k, at_hi[k], sums[K + 1]);
+    }
+  }
+  return gradient;
 }
 
 std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor& x, const Tensor& coeffs,
@@ -238,42 +280,36 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
   const auto shape = coeffs.sizes();
   const Tensor dcoeffs = empty(need_coeffs ? std::vector<int64_t>(shape.begin(), shape.end()) : std::vector<int64_t>{0},
                                coeffs, coeffs.scalar_type());
-  const int64_t K = a.degree() + 1, rows = block_rows(a), groups = coeffs.numel() / K;
-  std::vector<double> gradient(groups * K);
-  if (a.x.numel() > 0 && (need_x || need_coeffs)) {
-    const Recurrence r = prepare(a.rows);
-    std::vector<double> table(groups * rows), sums;
-    if (need_x) {
-      const std::vector<double> values = read_coeffs(a.coeffs), D = derivative_matrix(a.rows);
-      for (int64_t g = 0; g < groups; ++g) {
-        const auto d = derivative(D, &values[g * K], K);
-        for (int64_t k = 0; k < K; ++k) table[g * rows + k] = d[k] * r.scale[k];
-      }
-    }
-    dispatch_storage(a.x.scalar_type(), [&](auto s) {
-      using S = decltype(s);
-      const void* seed = gy.const_data_ptr();
-      void* out = need_x ? dx.mutable_data_ptr() : nullptr;
-      if (need_x && need_coeffs) {
-        sums = sweep<input_gradient | coeffs_gradient, S>(a, r, table, seed, out);
-      } else if (need_x) {
-        sweep<input_gradient, S>(a, r, table, seed, out);
-      } else {
-        sums = sweep<coeffs_gradient, S>(a, r, table, seed, out);
-      }
-    });
-    if (need_coeffs) {
-      const bool linear = a.outside == Outside::linear;
-      const auto at_lo = derivatives_at(a.lo - a.center, a.rows), at_hi = derivatives_at(a.hi - a.center, a.rows);
-      for (int64_t g = 0; g < groups; ++g) {
-        const double* sum = &sums[g * rows];
-        for (int64_t k = 0; k < K; ++k) {
-          gradient[g * K + k] = sum[k] * r.scale[k] + (linear ? sum[K] * at_lo[k] + sum[K + 1] * at_hi[k] : 0.0);
-        }
+  const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
+  if (a.x.numel() == 0 || !(need_x || need_coeffs)) {
+    if (need_coeffs) write_coeffs(Table(K, groups), dcoeffs);
+    return {dx, dcoeffs};
+  }
+
+  const Recurrence r = prepare(a.rows);
+  Table slopes(block_rows(a), groups);  // D a, with the scales of the walk
+  if (need_x) {
+    const Table values = read_coeffs(a.coeffs, groups);
+    const std::vector<double> D = derivative_matrix(a.rows);
+    for (int64_t k = 1; k < K; ++k) {
+      for (int64_t j = 0; j < k; ++j) {
+        // D is half zeros where the basis respects parity, and 0 * inf must not make a NaN there.
+        if (D[k * K + j] != 0.0) slopes.add(j, D[k * K + j] * r.scale[j], values[k]);
       }
     }
   }
-  if (need_coeffs) write_coeffs(gradient, dcoeffs);
+  dispatch_storage(a.x.scalar_type(), [&](auto s) {
+    using S = decltype(s);
+    const void* seed = gy.const_data_ptr();
+    void* out = need_x ? dx.mutable_data_ptr() : nullptr;
+    if (!need_coeffs) {
+      sweep<input_gradient, S>(a, r, slopes, seed, out);
+    } else {
+      const Table sums = need_x ? sweep<input_gradient | coeffs_gradient, S>(a, r, slopes, seed, out)
+                                : sweep<coeffs_gradient, S>(a, r, slopes, seed, out);
+      write_coeffs(coeffs_gradient_of(sums, a, r), dcoeffs);
+    }
+  });
   return {dx, dcoeffs};
 }
 

@@ -8,9 +8,9 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
+#include "half.h"
 #include "vector.h"
 
 namespace slaf_ext::cpu {
@@ -19,9 +19,6 @@ namespace slaf_ext::cpu {
 enum Pass : unsigned { forward = 1, input_gradient = 2, coeffs_gradient = 4 };
 
 enum class Edge { extrapolate, zero, clamp, linear };
-
-template <typename S>
-using compute_t = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 // `steps` for the walk that a basis needs, compiled for the instruction set in use.
 template <typename T>
@@ -99,26 +96,38 @@ SLAF_INLINE void steps(const T* x, const T* seed, T* out, int64_t stride, int ro
   }
 }
 
-// The first `lanes` numbers at `from`, and zeros.
-template <int bytes, typename S, typename T = compute_t<S>>
-SLAF_INLINE Vector<T, bytes> load_lanes(const S* from, int lanes) {
-  constexpr int W = bytes / sizeof(T);
-  if (lanes == W) return load<T, bytes>(from);
-  S padded[W] = {};
-  for (int i = 0; i < lanes; ++i) padded[i] = from[i];
-  return load<T, bytes>(padded);
+// Reads a tile, and fills up vectors that are cut short with zeros. Where a unit is a group only the
+// last vector can be short: `lanes` numbers; where it is a column of lanes, all are.
+template <int W, typename S, typename T>
+SLAF_INLINE void gather(const S* from, int64_t stride, int rows, int lanes, bool by_lanes, T* __restrict__ to) {
+  if (!by_lanes) {
+    const int n = (rows - 1) * W + lanes;
+    for (int i = 0; i < n; ++i) to[i] = widen(from[i]);
+    for (int i = n; i < rows * W; ++i) to[i] = T(0);
+  } else if (lanes == W) {
+    for (int row = 0; row < rows; ++row) {
+      for (int i = 0; i < W; ++i) to[row * W + i] = widen(from[row * stride + i]);
+    }
+  } else {
+    for (int row = 0; row < rows; ++row) {
+      for (int i = 0; i < W; ++i) to[row * W + i] = i < lanes ? widen(from[row * stride + i]) : T(0);
+    }
+  }
 }
-template <int bytes, typename S, typename V>
-SLAF_INLINE void store_lanes(S* to, const V& v, int lanes) {
-  constexpr int W = bytes / sizeof(compute_t<S>);
-  if (lanes == W) return store(to, v);
-  S padded[W];
-  store(padded, v);
-  for (int i = 0; i < lanes; ++i) to[i] = padded[i];
+template <int W, typename S, typename T>
+SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, int lanes, bool by_lanes, S* to) {
+  if (!by_lanes) {
+    const int n = (rows - 1) * W + lanes;
+    for (int i = 0; i < n; ++i) narrow(to + i, from[i]);
+  } else {
+    for (int row = 0; row < rows; ++row) {
+      for (int i = 0; i < lanes; ++i) narrow(to + row * stride + i, from[row * W + i]);
+    }
+  }
 }
 
-// `rows` rows of `lanes` numbers, the first at `offset`. Numbers that need more than the recurrence
-// (another storage type, a domain, a vector cut short) pass through `scratch`, which stays in L1.
+// `rows` vectors, cut short to `lanes` as in `gather`, the first at `offset`. Numbers that need more than the
+// recurrence (another storage type, a domain, a vector cut short) pass through `scratch`, four tiles that stay in L1.
 template <int bytes, unsigned pass, typename S, typename T>
 SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int rows, int lanes, const T* coeffs,
                       T* sums, T* scratch) {
@@ -134,51 +143,69 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
       return;
     }
   }
-  T* mapped = scratch;
-  T* seeds = scratch + tile_rows<bytes> * W;
-  for (int row = 0; row < rows; ++row) {
-    const V raw = load_lanes<bytes>(x + row * stride, lanes);
-    const V below = raw < s.lo ? raw - s.lo : V{}, above = raw > s.hi ? raw - s.hi : V{};
-    V inside = raw;
-    if (s.edge != Edge::extrapolate) inside = raw < s.lo ? V{} + s.lo : (raw > s.hi ? V{} + s.hi : raw);
-    store(mapped + row * W, inside - s.center);
-    if constexpr (pass != forward) {
-      V seed = load_lanes<bytes>(grad_output + row * stride, lanes);
-      if (s.edge == Edge::zero) seed = (raw < s.lo) | (raw > s.hi) ? V{} : seed;
-      store(seeds + row * W, seed);
-      if constexpr ((pass & coeffs_gradient) != 0) {
-        if (s.edge == Edge::linear) {
-          T* beyond = sums + (s.degree + 1) * W;
-          store(beyond, load<T, bytes>(beyond) + (raw < s.lo ? seed * below : V{}));
-          store(beyond + W, load<T, bytes>(beyond + W) + (raw > s.hi ? seed * above : V{}));
-        }
+  const int n = rows * W;
+  const T lo = s.lo, hi = s.hi, center = s.center;
+  T* __restrict__ raw = scratch;
+  T* __restrict__ mapped = raw + tile_rows<bytes> * W;
+  T* __restrict__ seeds = mapped + tile_rows<bytes> * W;
+  T* __restrict__ beyond = seeds + tile_rows<bytes> * W;
+  gather<W>(x, stride, rows, lanes, s.by_lanes, raw);
+  if (s.edge == Edge::extrapolate) {
+    for (int i = 0; i < n; ++i) mapped[i] = raw[i] - center;
+  } else {
+    for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo ? lo : raw[i] > hi ? hi : raw[i]) - center;
+  }
+  if constexpr (pass != forward) {
+    gather<W>(grad_output, stride, rows, lanes, s.by_lanes, seeds);
+    if (s.edge == Edge::zero) {
+      for (int i = 0; i < n; ++i) seeds[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : seeds[i];
+    }
+  }
+  if (s.edge == Edge::linear) {
+    for (int i = 0; i < n; ++i) beyond[i] = raw[i] > hi ? raw[i] - hi : T(0);
+    for (int i = 0; i < n; ++i) raw[i] = raw[i] < lo ? raw[i] - lo : T(0);
+    if constexpr ((pass & coeffs_gradient) != 0) {
+      T* tails = sums + (s.degree + 1) * W;
+      V below = load<T, bytes>(tails), above = load<T, bytes>(tails + W);
+      for (int i = 0; i < n; i += W) {
+        below += load<T, bytes>(seeds + i) * load<T, bytes>(raw + i);
+        above += load<T, bytes>(seeds + i) * load<T, bytes>(beyond + i);
       }
+      store(tails, below);
+      store(tails + W, above);
     }
   }
   s.steps(mapped, seeds, mapped, W, rows, s.table, s.degree, coeffs, sums);
   if constexpr (has_out) {
-    const T* slopes = coeffs + (s.degree + 1) * W;
-    for (int row = 0; row < rows; ++row) {
-      V result = load<T, bytes>(mapped + row * W);
-      if (s.edge != Edge::extrapolate) {
-        const V raw = load_lanes<bytes>(x + row * stride, lanes);
-        const auto is_below = raw<s.lo, is_above = raw> s.hi;
-        if (pass == forward && s.edge == Edge::linear) {
-          result = is_below ? result + (raw - s.lo) * load<T, bytes>(slopes) : result;
-          result = is_above ? result + (raw - s.hi) * load<T, bytes>(slopes + W) : result;
-        }
-        // The gradient of `clamp` vanishes outside, and `zero` does by name.
-        if (s.edge == Edge::zero || (s.edge == Edge::clamp && pass != forward)) {
-          result = is_below | is_above ? V{} : result;
-        }
+    if (pass == forward && s.edge == Edge::linear) {
+      const T* slopes = coeffs + (s.degree + 1) * W;
+      const V below = load<T, bytes>(slopes), above = load<T, bytes>(slopes + W);
+      for (int i = 0; i < n; i += W) {
+        const V inside = load<T, bytes>(mapped + i);
+        store(mapped + i, inside + load<T, bytes>(raw + i) * below + load<T, bytes>(beyond + i) * above);
       }
-      store_lanes<bytes>(out + row * stride, result, lanes);
     }
+    // The gradient of `clamp` vanishes outside, and `zero` does by name.
+    if (s.edge == Edge::zero || (s.edge == Edge::clamp && pass != forward)) {
+      for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : mapped[i];
+    }
+    scatter<W>(mapped, stride, rows, lanes, s.by_lanes, out);
   }
 }
 
-// A task: `partial` receives the sums of its units, a block each, in fp64; `sums` and `scratch` are
-// room for as many blocks and for two tiles.
+// Asks for a column of the rows that come next: processors foresee runs of memory, not columns.
+template <unsigned pass, typename S, typename T>
+SLAF_INLINE void prefetch(const Sweep<S, T>& s, int64_t offset, int rows) {
+  for (int row = 0; row < rows; ++row) {
+    const int64_t at = offset + row * s.inner;
+    __builtin_prefetch(s.x + at);
+    if constexpr (pass != forward) __builtin_prefetch(s.grad_output + at);
+    if constexpr ((pass & (forward | input_gradient)) != 0) __builtin_prefetch(s.out + at, 1);
+  }
+}
+
+// A task. `partial` receives the sums of its units in fp64: a block each where lanes differ, and else
+// the block's rows, summed over their lanes. `sums` and `scratch` are room for the blocks and four tiles.
 template <int bytes, unsigned pass, typename S, typename T>
 SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, double* partial, T* sums, T* scratch) {
   constexpr int W = bytes / sizeof(T);
@@ -187,9 +214,11 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, double* partia
   int64_t unflushed = 0;
   auto flush = [&]() __attribute__((always_inline)) {
     if constexpr ((pass & coeffs_gradient) != 0) {
-      for (int64_t i = 0; i < units * block; ++i) {
-        partial[i] += static_cast<double>(sums[i]);
-        sums[i] = 0;
+      for (int64_t i = 0; i < units * block; i += W) {
+        for (int lane = 0; lane < W; ++lane) {
+          partial[s.by_lanes ? i + lane : i / W] += static_cast<double>(sums[i + lane]);
+          sums[i + lane] = 0;
+        }
       }
     }
     unflushed = 0;
@@ -199,21 +228,26 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, double* partia
   }
   // Where units share cache lines, their tiles are low enough to meet in L1.
   constexpr int count = side_by_side<bytes>;
-  const int64_t low = std::max<int64_t>(8192 / (units * bytes) / count * count, count);
+  const int64_t low = std::max<int64_t>(2048 / (units * bytes) / count * count, count);
   const int64_t tallest = s.by_lanes ? std::min<int64_t>(low, tile_rows<bytes>) : tile_rows<bytes>;
   const int64_t length = task.inner_end - task.inner_begin;
   for (int64_t o = task.outer_begin; o < task.outer_end; o += s.by_lanes ? tallest : 1) {
     int64_t done = 0;
     do {
-      const int64_t left = s.by_lanes ? (task.outer_end - o) * W : length - done;
-      const int rows = static_cast<int>(std::clamp<int64_t>(left / W, 1, tallest));
+      const int64_t left = s.by_lanes ? task.outer_end - o : (length - done + W - 1) / W;
+      const int rows = static_cast<int>(std::min(left, tallest));
       for (int64_t u = 0; u < units; ++u) {
         const int64_t unit = task.unit_begin + u;
-        const int64_t offset =
-            s.by_lanes ? o * s.inner + unit * W : (o * s.units + unit) * s.inner + task.inner_begin + done;
-        const int64_t lanes = std::min<int64_t>(W, s.by_lanes ? s.inner - unit * W : left);
-        tile<bytes, pass>(s, offset, s.by_lanes ? s.inner : W, rows, static_cast<int>(lanes), coeffs + u * block,
-                          sums + u * block, scratch);
+        if (s.by_lanes) {
+          const int64_t offset = o * s.inner + unit * W;
+          const int lanes = static_cast<int>(std::min<int64_t>(W, s.inner - unit * W));
+          prefetch<pass>(s, offset + rows * s.inner, rows);
+          tile<bytes, pass>(s, offset, s.inner, rows, lanes, coeffs + u * block, sums + u * block, scratch);
+        } else {
+          const int64_t offset = (o * s.units + unit) * s.inner + task.inner_begin + done;
+          const int last = static_cast<int>(std::min<int64_t>(W, length - done - (rows - 1) * W));
+          tile<bytes, pass>(s, offset, W, rows, last, coeffs + u * block, sums + u * block, scratch);
+        }
       }
       done += rows * W;
       if ((unflushed += rows) >= rows_a_flush<bytes>) flush();
