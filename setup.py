@@ -10,7 +10,14 @@ root = Path(__file__).parent
 headers = [str(path.relative_to(root)) for path in root.glob("csrc/**/*.h")]
 
 # The stable ABI of torch 2.10: one binary serves every torch from there on.
-flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-O3", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
+flags = [
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
 
 setup(
     ext_modules=[

@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import bases, reference
 from .functional import basis_values, slaf
+from .nn import SLAF
 
 __version__ = _version("slaf_ext")
-__all__ = ["bases", "basis_values", "reference", "slaf"]
+__all__ = ["SLAF", "bases", "basis_values", "reference", "slaf"]

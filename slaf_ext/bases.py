@@ -94,7 +94,7 @@ class Basis:
                 f"degrees up to {len(self.recurrence)}; degree {degree} needs {degree} rows (A_k, B_k, C_k)"
             )
         else:
-            rows = self.recurrence[:degree].copy()
+            rows = np.array(self.recurrence[:degree], dtype=np.float64).reshape(degree, 3)
         if degree:
             rows[0, 2] = 0.0
         for k, row in enumerate(rows):

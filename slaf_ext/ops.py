@@ -10,8 +10,6 @@ so the derivative of the backward operator is made of the same two operators, an
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad

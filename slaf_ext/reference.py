@@ -71,7 +71,8 @@ def spec(
         raise TypeError(f"coeffs is a {type(coeffs).__name__}; it must be a tensor of shape (K,) or (G, K)")
     if coeffs.dim() not in (1, 2) or 0 in coeffs.shape:
         raise ValueError(
-            f"coeffs have shape {tuple(coeffs.shape)}; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1"
+            f"coeffs have shape {tuple(coeffs.shape)}; they must be (K,) or (G, K) with G and K at least 1, "
+            "K = degree + 1"
         )
     if outside not in OUTSIDE:
         raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
@@ -110,9 +111,7 @@ def coeffs_gradient(
     if coeffs.dim() == 1:
         return torch.stack([g.sum() for g in per_element]).to(coeffs.dtype)
     groups = coeffs.shape[0]
-    return torch.stack(
-        [g.movedim(dim, 0).reshape(groups, -1).sum(1) for g in per_element], dim=-1
-    ).to(coeffs.dtype)
+    return torch.stack([g.movedim(dim, 0).reshape(groups, -1).sum(1) for g in per_element], dim=-1).to(coeffs.dtype)
 
 
 def check_floating(x: Tensor) -> None:
