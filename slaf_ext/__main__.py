@@ -4,7 +4,8 @@ import platform
 
 import torch
 
-from . import _C, __version__
+from . import __version__
+from .ops import _C
 
 
 def main() -> None:

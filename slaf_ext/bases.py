@@ -24,12 +24,11 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 
 Row = tuple[float, float, float]
-Recurrence = Union[Callable[[int], Row], Sequence[Row], np.ndarray]
+Recurrence = Callable[[int], Row] | Sequence[Row] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
