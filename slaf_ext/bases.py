@@ -66,7 +66,7 @@ class Basis:
                     f"the recurrence table of basis {self.name!r} has shape {table.shape}; "
                     "give a row (A_k, B_k, C_k) for each k, shape (degree, 3)"
                 )
-            object.__setattr__(self, "recurrence", table)
+            object.__setattr__(self, "recurrence", tuple(map(tuple, table.tolist())))
 
     def __repr__(self) -> str:
         return f"Basis({self.name!r})"
@@ -84,25 +84,30 @@ class Basis:
             ValueError: the degree is negative, the table that the basis was made from is too short
                 for it, or a row holds a value that is not finite or an A_k that is zero.
         """
-        check_degree(degree)
+        return np.array(self.rows(degree), dtype=np.float64).reshape(-1, 3)
+
+    def rows(self, degree: int) -> list[Row]:
+        """The same rows as a list of tuples, in plain Python, which torch.compile can trace."""
+        degree = check_degree(degree)
         if callable(self.recurrence):
-            rows = np.array([self.recurrence(k) for k in range(degree)], dtype=np.float64).reshape(degree, 3)
+            rows = [self.recurrence(k) for k in range(degree)]
         elif len(self.recurrence) < degree:
             raise ValueError(
                 f"basis {self.name!r} has a recurrence table of length {len(self.recurrence)}, which serves "
                 f"degrees up to {len(self.recurrence)}; degree {degree} needs {degree} rows (A_k, B_k, C_k)"
             )
         else:
-            rows = np.array(self.recurrence[:degree], dtype=np.float64).reshape(degree, 3)
-        if degree:
-            rows[0, 2] = 0.0
-        for k, row in enumerate(rows):
-            if not np.isfinite(row).all() or row[0] == 0.0:
+            rows = list(self.recurrence[:degree])
+        checked = []
+        for k, (a, b, c) in enumerate(rows):
+            row = float(a), float(b), float(c) if k else 0.0
+            if not all(map(math.isfinite, row)) or row[0] == 0.0:
                 raise ValueError(
-                    f"row {k} of the recurrence of basis {self.name!r} is (A, B, C) = {tuple(row.tolist())}; "
+                    f"row {k} of the recurrence of basis {self.name!r} is (A, B, C) = {row}; "
                     f"all three must be finite and A not zero, so that φ_{k + 1} has degree {k + 1}"
                 )
-        return rows
+            checked.append(row)
+        return checked
 
 
 @dataclass(frozen=True)
@@ -123,14 +128,14 @@ class MappedRecurrence:
 @functools.lru_cache(maxsize=1024)
 def mapped(basis: Basis, degree: int, domain: tuple[float, float] | None) -> MappedRecurrence:
     """The recurrence of `basis` with the map from `domain` onto its window folded in."""
-    rows = basis.table(degree)
+    rows = basis.rows(degree)
     if domain is None:
-        return MappedRecurrence(tuple(rows.ravel().tolist()), 0.0, *basis.domain)
+        return MappedRecurrence(tuple(t for row in rows for t in row), 0.0, *basis.domain)
     lo, hi = check_interval(domain, "domain")
     window_lo, window_hi = basis.domain
-    rows[:, 1] += rows[:, 0] * (0.5 * window_lo + 0.5 * window_hi)
-    rows[:, 0] *= (window_hi - window_lo) / (hi - lo)
-    return MappedRecurrence(tuple(rows.ravel().tolist()), 0.5 * lo + 0.5 * hi, lo, hi)
+    scale, middle = (window_hi - window_lo) / (hi - lo), 0.5 * window_lo + 0.5 * window_hi
+    flat = tuple(t for a, b, c in rows for t in (a * scale, b + a * middle, c))
+    return MappedRecurrence(flat, 0.5 * lo + 0.5 * hi, lo, hi)
 
 
 def check_degree(degree: int) -> int:
@@ -268,7 +273,8 @@ for _name, _recurrence in {
     "hermite_e_normalized": lambda k: (1 / math.sqrt(k + 1), 0, math.sqrt(k / (k + 1))),  # He_k / sqrt(k!)
     "hermite_e_factorial": lambda k: (1 / (k + 1), 0, 1 / (k + 1)),  # He_k / k!
     "fibonacci": lambda k: (1, 0, -1),  # F_{k+1}
-    "bessel": lambda k: (2 * k + 1, 0 if k else 1, -1),  # y_k
 }.items():
     register(Basis(_name, _recurrence))
+# y_k; its window starts at 0, since below it φ_k shrinks as k grows and a recurrence loses its digits.
+register(Basis("bessel", lambda k: (2 * k + 1, 0 if k else 1, -1), (0.0, 1.0)))
 register(Basis("laguerre", lambda k: (-1 / (k + 1), (2 * k + 1) / (k + 1), k / (k + 1)), (0.0, 1.0)))  # L_k

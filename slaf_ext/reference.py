@@ -78,7 +78,9 @@ def spec(
         raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim is {dim!r}; it must be an integer")
-    mapped = bases.mapped(bases.get(basis), coeffs.shape[-1] - 1, domain)
+    # torch.compile traces the function, not its cache.
+    map_basis = bases.mapped.__wrapped__ if torch.compiler.is_compiling() else bases.mapped
+    mapped = map_basis(bases.get(basis), coeffs.shape[-1] - 1, domain)
     return mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside]
 
 

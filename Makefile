@@ -1,0 +1,37 @@
+# make test | bench | lint: each builds what it needs in .venv, and reuses what is there.
+PYTHON ?= python3
+PY := .venv/bin/python
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*) setup.py pyproject.toml
+
+.PHONY: test bench lint clean
+
+test: .venv/built
+	$(PY) -m pytest $(ARGS)
+
+bench: .venv/built
+	$(PY) -m benchmarks $(ARGS)
+
+# Warnings are errors in our own C++, under both standards that torch builds extensions with.
+lint: .venv/built
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m clang_format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*
+	for standard in c++17 c++20; do for source in csrc/ops.cpp csrc/module.cpp csrc/cpu/slaf.cpp; do \
+	  g++ -std=$$standard -fsyntax-only -fvisibility=hidden -Wall -Wextra -Wno-psabi -Werror \
+	    -DTORCH_TARGET_VERSION=0x020a000000000000 $$($(PY) .ci/includes.py) $$source || exit 1; \
+	done; done
+
+clean:
+	rm -rf .venv build slaf_ext/*.so *.egg-info
+
+.venv/installed: .ci/requirements.txt
+	@echo "Installing the pinned dependencies in .venv (once; a minute or two) ..."
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r .ci/requirements.txt
+	@touch $@
+
+.venv/built: .venv/installed $(SOURCES)
+	@echo "Building the extension ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,152 @@
+"""Bases: their values against independent software, their tables, and what a new one takes."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import scipy.special as sp
+import torch
+from oracles import ORACLES, direct
+
+import slaf_ext
+from slaf_ext import _C, bases
+
+DEGREES = [0, 1, 2, 3, 5, 8, 12, 17, 24, 32]
+
+
+def points(basis):
+    """Inside the window, at its edges, at its middle, at both zeros, and outside."""
+    lo, hi = bases.get(basis).domain
+    x = np.concatenate([np.linspace(lo, hi, 41), [0.0, -0.0, lo - 0.25, hi + 0.25, lo - 1.0, hi + 1.0]])
+    # Below 0 the Bessel polynomials shrink as k grows: there the recurrence itself is ill-conditioned.
+    return x[x >= 0] if basis == "bessel" else x
+
+
+def assert_close(actual, expected, scale, tolerance=1e-12):
+    """Within `tolerance` of the largest value that takes part, `scale`: near a zero no relative error is small."""
+    error = np.abs(np.asarray(actual) - expected) / scale
+    assert np.all(error <= tolerance), f"off by {error.max():.2e} of the scale"
+
+
+def test_every_named_basis_has_an_oracle():
+    assert set(ORACLES) == set(bases.names())
+
+
+@pytest.mark.parametrize("degree", DEGREES)
+@pytest.mark.parametrize("name", bases.names())
+def test_values(name, degree):
+    x = points(name)
+    expected = ORACLES[name](degree, x)
+    vander = np.stack([np.abs(ORACLES[name](k, x)) for k in range(degree + 1)])
+    one = torch.zeros(degree + 1, dtype=torch.float64)
+    one[degree] = 1
+    kernel = slaf_ext.slaf(torch.from_numpy(x), one, name).numpy()
+    reference = slaf_ext.reference.slaf(torch.from_numpy(x), one, name).numpy()
+    values = slaf_ext.basis_values(torch.from_numpy(x), degree, name)[..., degree].numpy()
+    for actual in (kernel, reference, values):
+        assert_close(actual, expected, vander.max(axis=0))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 7, 20])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (0.5, -0.5), (2.0, 3.5), (-0.9, 1.0), (-0.5, -0.5)])
+def test_jacobi(alpha, beta, degree):
+    x = np.linspace(-1, 1, 33)
+    expected = sp.eval_jacobi(degree, alpha, beta, x)
+    actual = slaf_ext.basis_values(torch.from_numpy(x), degree, bases.jacobi(alpha, beta))[:, degree].numpy()
+    assert_close(actual, expected, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("degree", [1, 2, 7, 20])
+@pytest.mark.parametrize("lam", [0.5, 1.0, 2.25, -0.25])
+def test_gegenbauer(lam, degree):
+    x = np.linspace(-1, 1, 33)
+    expected = sp.eval_gegenbauer(degree, lam, x)
+    actual = slaf_ext.basis_values(torch.from_numpy(x), degree, bases.gegenbauer(lam))[:, degree].numpy()
+    assert_close(actual, expected, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 5, 16, 32, 60])
+@pytest.mark.parametrize("seed", range(5))
+def test_user_table(seed, degree):
+    rng = np.random.default_rng(seed)
+    table = rng.uniform(-1, 1, (degree, 3))
+    table[:, 0] += np.sign(table[:, 0]) * 0.1
+    if seed == 3:
+        table[:, 2] = 0  # a product of factors
+    coeffs, x = rng.normal(size=degree + 1), rng.uniform(-1.5, 1.5, 257)
+    expected = direct(x, coeffs, table)
+    mine = bases.Basis("mine", table)
+    for f in (slaf_ext.slaf, slaf_ext.reference.slaf):
+        actual = f(torch.from_numpy(x), torch.from_numpy(coeffs), mine).numpy()
+        assert_close(actual, expected, direct(x, np.abs(coeffs), np.abs(table)).max() + np.abs(expected))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 5, 16, 40, 64])
+@pytest.mark.parametrize("name", [*bases.names(), "jacobi"])
+def test_derivative_stays_in_the_basis(name, degree):
+    """φ_k' = Σ_j D[k, j] φ_j, against exact rational arithmetic on the differentiated recurrence."""
+    from fractions import Fraction
+
+    basis = bases.jacobi(0.5, 1.5) if name == "jacobi" else bases.get(name)
+    rows = [tuple(map(Fraction, row)) for row in basis.rows(degree)]
+    # D by its defining property, solved exactly: x φ_j is in the span of the neighbours of φ_j.
+    exact = [[Fraction(0)] * (degree + 1) for _ in range(degree + 1)]
+    for k, (a, b, c) in enumerate(rows):
+        new = exact[k + 1]
+        new[k] += a
+        for j in range(k):
+            aj, bj, cj = rows[j]
+            for i, factor in ((j + 1, 1 / aj), (j, -bj / aj), (j - 1, cj / aj)):
+                if i >= 0:
+                    new[i] += a * factor * exact[k][j]
+            new[j] += b * exact[k][j] - (c * exact[k - 1][j] if k else 0)
+    actual = np.array(_C.derivative_matrix([t for row in basis.rows(degree) for t in row]))
+    actual = actual.reshape(degree + 1, degree + 1)
+    for k in range(degree + 1):
+        scale = max(map(abs, exact[k])) or 1
+        for j in range(degree + 1):
+            assert abs(Fraction(actual[k, j]) - exact[k][j]) <= scale * Fraction(1, 10**12)
+
+
+def test_a_registered_basis_is_covered_unasked(monkeypatch):
+    """A new row in bases.py needs no other line: it has a name, an op, a module and gradients."""
+    monkeypatch.setattr(bases, "_REGISTRY", dict(bases._REGISTRY))
+    bases.register(bases.Basis("lucas", lambda k: (1.0, 0.0, -1.0 if k > 1 else -2.0)))
+    assert "lucas" in bases.names()
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64, requires_grad=True)
+    coeffs = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, a: slaf_ext.slaf(x, a, "lucas"), (x, coeffs))
+    module = slaf_ext.SLAF(3, basis="lucas")
+    assert pickle.loads(pickle.dumps(module)).basis is bases.get("lucas")
+    with pytest.raises(ValueError, match="registered already"):
+        bases.register(bases.Basis("lucas", lambda k: (1, 0, 0)))
+
+
+def test_a_basis_is_copied_and_pickled():
+    for basis in (bases.get("legendre"), bases.jacobi(1, 2), bases.Basis("t", [(1, 2, 0), (3, 4, 5)], (0, 2))):
+        for again in (copy.deepcopy(basis), pickle.loads(pickle.dumps(basis))):
+            assert again.name == basis.name
+            assert again.domain == basis.domain
+            assert again.rows(2) == basis.rows(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: bases.get("chebishev"), r"unknown basis 'chebishev'; .*chebyshev"),
+        (lambda: bases.get(3), "unknown basis 3"),
+        (lambda: bases.jacobi(-1, 0), r"jacobi\(alpha=-1, beta=0\): .* greater than -1"),
+        (lambda: bases.gegenbauer(0), r"gegenbauer\(lam=0\): .* not zero"),
+        (lambda: bases.Basis("b", [(1, 2)]), r"shape \(1, 2\); give a row"),
+        (lambda: bases.Basis("b", [(1, 0, 0)], (1, 1)), r"domain of basis 'b' is \(1.0, 1.0\); .* lo < hi"),
+        (lambda: bases.Basis("b", [(1, 0, 0)]).table(2), "length 1, .* degree 2 needs 2 rows"),
+        (lambda: bases.Basis("b", lambda k: (0, 0, 0)).table(1), r"row 0 .* A not zero"),
+        (lambda: bases.Basis("b", lambda k: (1, float("nan"), 0)).table(1), "row 0 .* finite"),
+        (lambda: bases.get("legendre").table(-1), "degree is -1; .* from 0 up"),
+        (lambda: bases.get("legendre").table(2.5), "degree is 2.5"),
+    ],
+)
+def test_errors(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
