@@ -51,12 +51,21 @@ bool is_half(ScalarType t) { return t == ScalarType::Half || t == ScalarType::BF
 
 bool is_supported(ScalarType t) { return is_half(t) || t == ScalarType::Float || t == ScalarType::Double; }
 
+// As PyTorch spells it in Python.
 const char* name_of(ScalarType t) {
   switch (t) {
     case ScalarType::Half: return "float16";
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Float: return "float32";
     case ScalarType::Double: return "float64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
     default: return torch::headeronly::toString(t);
   }
 }

@@ -58,9 +58,9 @@ template <int bytes>
 inline constexpr int side_by_side = bytes == 64 ? 4 : 3;  // what 32, and 16, registers hold
 template <int bytes>
 inline constexpr int tile_rows = 40 * side_by_side<bytes>;
-// fp32 sums pass to fp64 after about this many rows.
+// fp32 sums pass to fp64 after about this many rows, 40 additions: many more would show beside sums by pairs.
 template <int bytes>
-inline constexpr int rows_a_flush = 2 * tile_rows<bytes>;
+inline constexpr int rows_a_flush = tile_rows<bytes>;
 
 // `count` vectors, `stride` numbers apart, the first at index `at`.
 template <Walk kind, int bytes, unsigned pass, int count, typename T>

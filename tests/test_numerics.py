@@ -1,0 +1,94 @@
+"""Precision and determinism: how near the sums come, and that their bits never change."""
+
+import pytest
+import torch
+
+import slaf_ext
+from slaf_ext import bases, reference
+
+HALF = [torch.float16, torch.bfloat16]
+
+
+def gradients(f, x, coeffs, grad_output, **options):
+    x, coeffs = x.detach().requires_grad_(), coeffs.detach().requires_grad_()
+    y = f(x, coeffs, **options)
+    return (y.detach(), *torch.autograd.grad(y, (x, coeffs), grad_output))
+
+
+def eager(x, coeffs, basis, dim):
+    """The expansion as one would write it, every step rounded to x's dtype; a row of coeffs for each row of x."""
+    phi = [torch.ones_like(x)]
+    for k, (a, b, c) in enumerate(bases.get(basis).rows(coeffs.shape[1] - 1)):
+        phi.append((a * x + b) * phi[-1] - (c * phi[-2] if k else 0))
+    return sum(coeffs[:, k, None] * phi[k] for k in range(coeffs.shape[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("degree", [1, 3, 8, 16])
+@pytest.mark.parametrize("name", bases.names())
+def test_error_is_below_twice_that_of_the_naive_form(name, degree, dtype):
+    lo, hi = bases.get(name).domain
+    x = (lo + (hi - lo) * torch.rand(16, 4096, dtype=torch.float64)).to(dtype)
+    # Coefficients that keep every term near 1, so that half precision does not overflow.
+    size = slaf_ext.basis_values(torch.linspace(lo, hi, 65, dtype=torch.float64), degree, name).abs().amax(0)
+    coeffs = (torch.randn(16, degree + 1, dtype=torch.float64) / size.clamp_min(1)).to(dtype)
+    grad_output = torch.randn(16, 4096, dtype=torch.float64).to(dtype)
+    options = {"basis": name, "dim": 0}
+    exact = gradients(reference.slaf, x.double(), coeffs.double(), grad_output.double(), **options)
+    ours = gradients(slaf_ext.slaf, x, coeffs, grad_output, **options)
+    naive = gradients(eager, x, coeffs, grad_output, **options)
+    terms = grad_output.double()[..., None] * slaf_ext.basis_values(x.double(), degree, name)
+    eps = torch.finfo(dtype).eps
+    # A unit in the last place of the result; of each term, where the result is the sum of many.
+    floors = [eps * exact[0].abs().amax(), eps * exact[1].abs().amax(), eps * terms.square().sum(1).sqrt()]
+    for got, theirs, truth, floor in zip(ours, naive, exact, floors, strict=True):
+        fits = truth.abs() < torch.finfo(dtype).max / 8  # else both overflow
+        error = ((got - truth).abs() - floor).clamp_min(0).where(fits, 0)
+        naive_error = (theirs - truth).abs().nan_to_num(torch.inf).where(fits, 0)
+        assert error.norm() <= 2 * naive_error.norm()
+
+
+def test_naive_is_what_people_write():
+    x, coeffs = torch.randn(100), torch.randn(6)
+    torch.testing.assert_close(reference.naive(x, coeffs), slaf_ext.slaf(x, coeffs, "monomial"))
+
+
+@pytest.mark.parametrize("shape", [(2**24,), (2**14, 2**10)])
+def test_coefficient_gradients_of_many_elements(shape):
+    """Same-sign fp32 terms, 2^24 of them: one after another they would lose 3 %."""
+    groups = 1 if len(shape) == 1 else shape[1]
+    x = torch.rand(shape)
+    grad_output = torch.rand(shape)
+    coeffs = torch.randn(groups, 5) if groups > 1 else torch.randn(5)
+    _, _, actual = gradients(slaf_ext.slaf, x, coeffs, grad_output, basis="monomial", dim=-1)
+    for k in range(5):
+        terms = x.double() ** k * grad_output.double()
+        expected = terms.sum(0) if groups > 1 else terms.sum()
+        torch.testing.assert_close(actual[..., k].double(), expected, rtol=3e-7, atol=0)
+
+
+SHAPES = {
+    "shared": ((100_003,), 0, 1),
+    "long groups": ((6, 8, 3001), 8, 1),
+    "short groups": ((50, 64, 5), 32, 1),
+    "features": ((3001, 96), 96, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_bits_for_any_number_of_threads_and_every_run(shape, dtype):
+    size, groups, dim = SHAPES[shape]
+    x, grad_output = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+    coeffs = torch.randn((groups, 9) if groups else 9).to(dtype) / 100
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(gradients(slaf_ext.slaf, x, coeffs, grad_output, dim=dim, outside="linear"))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())

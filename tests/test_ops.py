@@ -1,0 +1,156 @@
+"""The operators as PyTorch sees them: opcheck, torch.compile, export, and sentences for wrong input."""
+
+import pytest
+import torch
+
+import slaf_ext
+from slaf_ext import bases
+from slaf_ext.reference import spec
+
+OPS = torch.ops.slaf_ext
+
+
+def inputs(dtype=torch.float32):
+    x = torch.randn(4, 6, 3, dtype=dtype)
+    return {
+        "contiguous": x,
+        "permuted": torch.randn(3, 6, 4, dtype=dtype).permute(2, 1, 0),
+        "sliced": torch.randn(4, 6, 6, dtype=dtype)[:, :, ::2],
+        "expanded": torch.randn(4, 6, 1, dtype=dtype).expand(4, 6, 3),
+        "empty": torch.randn(0, 6, 3, dtype=dtype),
+        "matrix transposed": torch.randn(6, 4, dtype=dtype).t(),
+        "0-dim": torch.randn((), dtype=dtype),
+    }
+
+
+@pytest.mark.parametrize("kind", inputs())
+def test_opcheck(kind):
+    x = inputs()[kind].detach().requires_grad_()
+    coeffs = (torch.randn(3) if x.dim() == 0 else torch.randn(2, 3)).requires_grad_()
+    arguments = spec(coeffs, "legendre", 1, (-2, 2), "linear")
+    torch.library.opcheck(OPS.slaf.default, (x, coeffs, *arguments))
+    grad_output = torch.randn_like(x).requires_grad_()
+    for needs in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(OPS.slaf_backward.default, (grad_output, x, coeffs, *arguments, *needs))
+
+
+@pytest.mark.parametrize("basis", ["chebyshev", "hermite_e_normalized", bases.jacobi(0.5, 1), bases.Basis("t", [(1, 2, 3)] * 3)])
+def test_compiles_whole_without_a_break(basis):
+    def f(x, coeffs):
+        return slaf_ext.slaf(x * 2, coeffs, basis, domain=(-3, 3), outside="linear").sin()
+
+    x, coeffs = torch.randn(5, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, coeffs), f(x, coeffs))
+    expected = torch.autograd.grad(f(x, coeffs).sum(), (x, coeffs))
+    actual = torch.autograd.grad(compiled(x, coeffs).sum(), (x, coeffs))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_inductor_and_permuted_input():
+    module = slaf_ext.SLAF(3, 4, init=torch.randn(4, 4))
+    compiled = torch.compile(module, fullgraph=True)
+    for x in (torch.randn(2, 4, 3), torch.randn(3, 4, 2).transpose(0, 2)):
+        torch.testing.assert_close(compiled(x), module(x))
+        assert compiled(x).stride() == x.stride()
+
+
+def test_export():
+    module = slaf_ext.SLAF(3, 4, init="noisy_identity")
+    x = torch.randn(2, 4)
+    exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    torch.testing.assert_close(exported.module()(torch.ones(7, 4)), module(torch.ones(7, 4)))
+
+
+def test_fake_and_meta_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert slaf_ext.slaf(torch.empty(3, 2, device="meta"), torch.empty(4, device="meta")).shape == (3, 2)
+    with FakeTensorMode():
+        x = torch.empty(2, 8, 4, 4).to(memory_format=torch.channels_last)
+        assert slaf_ext.slaf(x, torch.empty(8, 3)).stride() == x.stride()
+
+
+X, A = torch.randn(3, 4), torch.randn(3)
+WRONG = {
+    "integer x": ((X.long(), A), {}, "x is int64; slaf needs float16"),
+    "complex x": ((X.to(torch.complex64), A), {}, "x is complex64; slaf needs"),
+    "boolean x": ((X > 0, A), {}, "x is bool; slaf needs"),
+    "other dtype": ((X.double(), A), {}, "coeffs are float32 and x is float64; convert one"),
+    "half coeffs": ((X, A.half()), {}, "coeffs are float16 and x is float32; convert one"),
+    "K of none": ((X, A[:0]), {}, r"coeffs have shape \(0,\); .* K = degree \+ 1"),
+    "G of none": ((X, torch.randn(0, 3)), {}, r"coeffs have shape \(0, 3\)"),
+    "coeffs 0-dim": ((X, torch.tensor(1.0)), {}, r"coeffs have shape \(\)"),
+    "coeffs 3-dim": ((X, torch.randn(1, 2, 3)), {}, r"coeffs have shape \(1, 2, 3\)"),
+    "G that does not fit": ((X, torch.randn(3, 3)), {}, r"coeffs have G = 3 rows and x, of shape \(3, 4\), has size 4 along dim 1"),
+    "dim too large": ((X, torch.randn(2, 3)), {"dim": 2}, "dim is 2 and x has 2 dimensions"),
+    "dim too small": ((X, torch.randn(2, 3)), {"dim": -3}, "dim is -3 and x has 2 dimensions"),
+    "no dim": ((X[0, 0], torch.randn(2, 3)), {"dim": 0}, "dim is 0 and x has 0 dimensions"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_same_sentence_from_the_function_the_operators_and_the_definition(case):
+    (x, coeffs), options, sentence = WRONG[case]
+    degree = max(coeffs.shape[-1] - 1, 0) if coeffs.dim() else 2
+    arguments = spec(torch.zeros(degree + 1), "chebyshev", options.get("dim", 1), None, "extrapolate")
+    for call in (
+        lambda: slaf_ext.slaf(x, coeffs, **options),
+        lambda: slaf_ext.reference.slaf(x, coeffs, **options),
+        lambda: OPS.slaf(x, coeffs, *arguments),
+        lambda: OPS.slaf_backward(x, x, coeffs, *arguments, True, True),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"basis": "cheb"}, "unknown basis 'cheb'; the named ones are monomial, "),
+        ({"domain": (1, 1)}, r"domain is \(1.0, 1.0\); it needs finite ends with lo < hi"),
+        ({"domain": (0, float("inf"))}, r"domain is \(0.0, inf\)"),
+        ({"domain": 3}, "domain is 3; it must be a pair"),
+        ({"outside": "wrap"}, "outside is 'wrap'; it must be one of 'extrapolate', 'clamp', 'linear'"),
+        ({"basis": bases.Basis("short", [(1, 0, 0)])}, "'short' has a recurrence table of length 1"),
+    ],
+)
+def test_wrong_options(options, sentence):
+    for f in (slaf_ext.slaf, slaf_ext.reference.slaf):
+        with pytest.raises(ValueError, match=sentence):
+            f(X, A, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({2: [1.0, 0.0]}, "the recurrence holds 2 numbers and coeffs have K = 3 columns; .* 6 numbers"),
+        ({2: [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]}, "row 1 of the recurrence is .* A not zero"),
+        ({2: [1.0, float("nan"), 0.0, 1.0, 0.0, 0.0]}, "row 0 of the recurrence is .* finite"),
+        ({5: 1.0, 6: 1.0}, r"the domain is \(1, 1\) around 0; it needs finite ends with lo < hi"),
+        ({7: 4}, r"outside is 4; it must be 0 \(extrapolate\)"),
+    ],
+)
+def test_wrong_operator_arguments(change, sentence):
+    arguments = [X, A, *spec(A, "chebyshev", 1, None, "extrapolate")]
+    for index, value in change.items():
+        arguments[index] = value
+    with pytest.raises(ValueError, match=sentence):
+        OPS.slaf(*arguments)
+
+
+def test_wrong_grad_output():
+    arguments = spec(A, "chebyshev", 1, None, "extrapolate")
+    with pytest.raises(ValueError, match=r"grad_output has shape \(4, 3\) and x has shape \(3, 4\)"):
+        OPS.slaf_backward(X.t(), X, A, *arguments, True, True)
+    with pytest.raises(ValueError, match="grad_output is float64 and x is float32"):
+        OPS.slaf_backward(X.double(), X, A, *arguments, True, True)
+
+
+def test_what_is_no_tensor():
+    with pytest.raises(TypeError, match="x is a list; it must be a tensor"):
+        slaf_ext.slaf([1.0], A)
+    with pytest.raises(TypeError, match="coeffs is a list; it must be a tensor"):
+        slaf_ext.slaf(X, [1.0])
+    with pytest.raises(TypeError, match="dim is 1.0; it must be an integer"):
+        slaf_ext.slaf(X, A, dim=1.0)
