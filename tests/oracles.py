@@ -40,7 +40,9 @@ def _fibonacci(k, x):
 
 def _bessel(k, x):
     """y_k(x) in closed form."""
-    return mpmath.fsum(mpmath.factorial(k + j) / (mpmath.factorial(k - j) * mpmath.factorial(j)) * (x / 2) ** j for j in range(k + 1))
+    return mpmath.fsum(
+        mpmath.factorial(k + j) / (mpmath.factorial(k - j) * mpmath.factorial(j)) * (x / 2) ** j for j in range(k + 1)
+    )
 
 
 def direct(x, coeffs, table):
