@@ -16,7 +16,7 @@ lint: .venv/built
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m clang_format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*
+	.venv/bin/clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*
 	for standard in c++17 c++20; do for source in csrc/ops.cpp csrc/module.cpp csrc/cpu/slaf.cpp; do \
 	  g++ -std=$$standard -fsyntax-only -fvisibility=hidden -Wall -Wextra -Wno-psabi -Werror \
 	    -DTORCH_TARGET_VERSION=0x020a000000000000 $$($(PY) .ci/includes.py) $$source || exit 1; \

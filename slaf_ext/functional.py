@@ -59,7 +59,7 @@ def slaf(
     Source: M. Goyal, R. Goyal, B. Lall, *Learning Activation Functions: A new paradigm for understanding
     Neural Networks*, arXiv:1906.09529; recurrences from DLMF §18.9.
     """
-    reference.check_floating(x)
+    reference.check_tensor(x)
     spec = reference.spec(coeffs, basis, dim, domain, outside)
     if torch.compiler.is_compiling():
         return torch.ops.slaf_ext.slaf(x, coeffs, *spec)

@@ -33,7 +33,7 @@ def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
     if _transformed():
         return reference.expand(x, coeffs, *spec)
     if torch.is_grad_enabled() and (x.requires_grad or coeffs.requires_grad):
-        return SlafFunction.apply(x, coeffs, *spec)
+        return SlafFunction.apply(x, coeffs, spec)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
 
@@ -46,7 +46,7 @@ def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_need
         da = reference.coeffs_gradient(grad_output, x, coeffs, *spec) if need_coeffs else coeffs.new_empty(0)
         return dx, da
     if torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad):
-        return SlafBackwardFunction.apply(grad_output, x, coeffs, *spec_and_needs)
+        return SlafBackwardFunction.apply(grad_output, x, coeffs, spec_and_needs)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.slaf_ext.slaf_backward.default(grad_output, x, coeffs, *spec_and_needs)
 
@@ -55,7 +55,7 @@ class SlafFunction(torch.autograd.Function):
     """y = S(x, a). Saves x and a, nothing else."""
 
     @staticmethod
-    def forward(ctx, x, coeffs, *spec):
+    def forward(ctx, x, coeffs, spec):
         ctx.save_for_backward(x, coeffs)
         ctx.spec = spec
         with torch._C._AutoDispatchBelowAutograd():
@@ -63,16 +63,17 @@ class SlafFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        need_x, need_coeffs = ctx.needs_input_grad[:2]
-        dx, da = slaf_backward(grad_output, *ctx.saved_tensors, *ctx.spec, need_x, need_coeffs)
-        return dx if need_x else None, da if need_coeffs else None, *(None for _ in ctx.spec)
+        x, coeffs = ctx.saved_tensors
+        need_x, need_coeffs, _ = ctx.needs_input_grad
+        dx, da = slaf_backward(grad_output, x, coeffs, *ctx.spec, need_x, need_coeffs)
+        return dx if need_x else None, da if need_coeffs else None, None
 
 
 class SlafBackwardFunction(torch.autograd.Function):
     """dx = g S(x, D a) and da = R(x, g). Their own derivative, for cotangents v of dx and w of da."""
 
     @staticmethod
-    def forward(ctx, grad_output, x, coeffs, *spec_and_needs):
+    def forward(ctx, grad_output, x, coeffs, spec_and_needs):
         ctx.save_for_backward(grad_output, x, coeffs)
         ctx.spec_and_needs = spec_and_needs
         ctx.set_materialize_grads(False)
@@ -102,7 +103,7 @@ class SlafBackwardFunction(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 more = g * slaf(x, *_differentiated(w, *spec))
                 dx = more if dx is None else dx + more
-        return dg, dx, da, *(None for _ in ctx.spec_and_needs)
+        return dg, dx, da, None
 
 
 def _differentiated(coeffs: Tensor, recurrence, dim, center, lo, hi, outside) -> tuple:

@@ -116,9 +116,13 @@ def coeffs_gradient(
     return torch.stack([g.movedim(dim, 0).reshape(groups, -1).sum(1) for g in per_element], dim=-1).to(coeffs.dtype)
 
 
-def check_floating(x: Tensor) -> None:
+def check_tensor(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")
+
+
+def check_floating(x: Tensor) -> None:
+    check_tensor(x)
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         name = str(x.dtype).removeprefix("torch.")
         raise ValueError(f"x is {name}; slaf needs float16, bfloat16, float32 or float64")
