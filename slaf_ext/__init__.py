@@ -3,8 +3,20 @@
 from importlib.metadata import version as _version
 
 from . import bases, reference
+from .fit import Fit, fit
 from .functional import basis_values, slaf
 from .nn import SLAF
+from .polynomial import MultivariatePolynomial, to_polynomial
 
 __version__ = _version("slaf_ext")
-__all__ = ["SLAF", "bases", "basis_values", "reference", "slaf"]
+__all__ = [
+    "SLAF",
+    "Fit",
+    "MultivariatePolynomial",
+    "bases",
+    "basis_values",
+    "fit",
+    "reference",
+    "slaf",
+    "to_polynomial",
+]

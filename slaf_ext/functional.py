@@ -66,6 +66,53 @@ def slaf(
     return ops.slaf(x, coeffs, *spec)
 
 
+def normalized_slaf(
+    x: Tensor,
+    coeffs: Tensor,
+    basis: str | Basis = "chebyshev",
+    *,
+    dim: int = 1,
+    domain: tuple[float, float] | None = None,
+    outside: str = "extrapolate",
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised form, f(x) = β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), k = 1 … K − 1.
+
+    μ_k and v_k are the mean and the biased variance of φ_k(x) over the elements that share a row of coeffs.
+    :class:`slaf_ext.SLAF` with ``normalize=True`` keeps running averages of them.
+
+    Args:
+        x: as for :func:`slaf`, with at least one element.
+        coeffs: (β, w_1, w_2, …), of shape (K,) or (G, K).
+        basis, dim, domain, outside: as for :func:`slaf`.
+        eps: what is added to the variance.
+
+    Returns:
+        f(x), with x's shape and dtype, differentiable to any order through μ and v too; and μ and v themselves, in
+        float64, of shape (K − 1,) or (G, K − 1), without a gradient.
+
+    Raises:
+        ValueError, TypeError: as :func:`slaf`; an x without elements, which has no mean.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([1.0, 3.0])
+        >>> y, mean, var = normalized_slaf(x, torch.tensor([0.0, 1.0, 1.0]), "monomial")
+        >>> mean.tolist(), var.tolist()                            # of x and of x²
+        ([2.0, 5.0], [1.0, 16.0])
+        >>> y.round(decimals=3)
+        tensor([-2.,  2.])
+
+    Source: the authors' code of arXiv:1906.09529, which has it for monomials.
+    """
+    reference.check_floating(x)
+    spec = reference.spec(coeffs, basis, dim, domain, outside)
+    if x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, no elements, and so no mean; the normalised form needs some")
+    y, mean, var = reference.normalized(x, coeffs, *spec, eps=eps)
+    return y, mean.detach(), var.detach()
+
+
 def basis_values(
     x: Tensor, degree: int, basis: str | Basis = "chebyshev", *, domain: tuple[float, float] | None = None
 ) -> Tensor:

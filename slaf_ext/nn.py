@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 
 from . import bases
 from .bases import Basis
-from .functional import slaf
-from .reference import OUTSIDE
+from .fit import FUNCTIONS, fit
+from .functional import basis_values, normalized_slaf, slaf
+from .reference import OUTSIDE, fold
+from .series import Series, to_numpy
 
 
 class SLAF(nn.Module):
@@ -26,8 +30,17 @@ class SLAF(nn.Module):
         domain: (lo, hi), mapped affinely onto the basis's window; None for no map.
         outside: "extrapolate", "clamp" or "linear", see :func:`slaf_ext.slaf`.
         init: how the coefficients start: "identity", f(x) = x; "noisy_identity", the paper's: f(x) = x
-            plus a standard normal draw on every coefficient but the constant, which gets 0.1; or a tensor of shape
-            (K,) or (G, K).
+            plus a standard normal draw on every coefficient but the constant, which gets 0.1; "variance_preserving":
+            random, and f(X) has mean 0 and variance 1 for a standard normal X; the name of an activation
+            ("relu", "gelu", …) or a function, which :func:`slaf_ext.fit` fits on the domain by least squares; or a
+            tensor of shape (K,) or (G, K).
+        normalize: the paper's normalised form, for which the first column of the coefficients is a bias β and the
+            others are weights w_k: f(x) = β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), k = 1 … n. In training mode μ_k
+            and v_k are the mean and the biased variance of φ_k(x) over the elements of a group, and gradients flow
+            through them; in evaluation mode running averages stand for them. `init` gives β and the w_k then, and
+            "identity" means β = 0, w_1 = 1, the others 0: x normalised.
+        momentum: running = (1 − momentum) · running + momentum · batch; None for the average of all batches.
+        eps: what is added to the variance.
         device, dtype: of the coefficients; float32 ones serve half-precision input too.
 
     Shape:
@@ -35,6 +48,8 @@ class SLAF(nn.Module):
 
     Attributes:
         coeffs: the parameter, (K,) where num_groups is 1, else (G, K), K = degree + 1, low order first.
+        running_mean, running_var, num_batches_tracked: buffers, with `normalize` only; the first two are of shape
+            (K − 1,) or (G, K − 1), and start at 0 and 1. A batch without elements leaves them alone.
 
     Raises:
         ValueError: an argument out of its range; the message says which.
@@ -50,6 +65,10 @@ class SLAF(nn.Module):
     Source: arXiv:1906.09529; the noisy identity is that of its authors' code.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         degree: int,
@@ -59,7 +78,10 @@ class SLAF(nn.Module):
         dim: int = 1,
         domain: tuple[float, float] | None = None,
         outside: str = "extrapolate",
-        init: str | Tensor = "identity",
+        init: str | Tensor | Callable = "identity",
+        normalize: bool = False,
+        momentum: float | None = 0.01,
+        eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -75,17 +97,108 @@ class SLAF(nn.Module):
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
         self.outside = outside
         self.init = init
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum!r}; it must be a number from 0 to 1, or None")
+        if not eps > 0:
+            raise ValueError(f"eps is {eps!r}; it must be greater than 0")
+        self.normalize = normalize
+        self.momentum = momentum
+        self.eps = eps
         shape = (self.degree + 1,) if num_groups == 1 else (num_groups, self.degree + 1)
         self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if normalize:
+            statistics = self.coeffs.detach()[..., 1:].to(torch.promote_types(self.coeffs.dtype, torch.float32))
+            self.register_buffer("running_mean", torch.zeros_like(statistics))
+            self.register_buffer("running_var", torch.ones_like(statistics))
+            self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Gives the coefficients the values that `init` names."""
-        self.coeffs.copy_(initial_coeffs(self.init, self.degree, self.basis, self.domain, self.coeffs))
+        """Gives the coefficients the values that `init` names, and the running statistics theirs."""
+        start = initial_normalized if self.normalize else initial_coeffs
+        self.coeffs.copy_(start(self.init, self.degree, self.basis, self.domain, self.coeffs))
+        if self.normalize:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        return slaf(x, self.coeffs, self.basis, dim=self.dim, domain=self.domain, outside=self.outside)
+        place: dict[str, Any] = {"dim": self.dim, "domain": self.domain, "outside": self.outside}
+        if not self.normalize:
+            return slaf(x, self.coeffs, self.basis, **place)
+        if not self.training or x.numel() == 0:
+            return slaf(
+                x, self._folded_coeffs().to(torch.promote_types(self.coeffs.dtype, torch.float32)), self.basis, **place
+            )
+        y, mean, var = normalized_slaf(x, self.coeffs, self.basis, eps=self.eps, **place)
+        self._track(mean, var)
+        return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
+        # In float64, where the statistics come from: φ_k(x) may be large and its deviation small.
+        self.running_mean.copy_(self.running_mean.double().lerp(mean, share))
+        self.running_var.copy_(self.running_var.double().lerp(var, share))
+
+    def _folded_coeffs(self) -> Tensor:
+        return fold(self.coeffs, self.running_mean, self.running_var, self.eps)
+
+    @torch.no_grad()
+    def fold(self) -> SLAF:
+        """A plain SLAF that equals this module in evaluation mode, with parameters of its own.
+
+        Folding [arXiv:1906.09529's authors' test-time form]: a_k = w_k / sqrt(v_k + eps) and
+        a_0 = β − Σ_k w_k μ_k / sqrt(v_k + eps), computed in float64. A plain module gives a copy of itself.
+
+        Example:
+            >>> import torch, slaf_ext
+            >>> f = slaf_ext.SLAF(2, basis="monomial", normalize=True, momentum=None)
+            >>> _ = f(torch.tensor([1.0, 3.0]))                    # mean 2, variance 1
+            >>> f.fold().coeffs.detach().round(decimals=3)
+            tensor([-2.,  1.,  0.])
+        """
+        coeffs = self._folded_coeffs() if self.normalize else self.coeffs
+        plain = SLAF(
+            self.degree,
+            self.num_groups,
+            basis=self.basis,
+            dim=self.dim,
+            domain=self.domain,
+            outside=self.outside,
+            init=coeffs,
+            device=self.coeffs.device,
+            dtype=self.coeffs.dtype,
+        )
+        return plain.train(self.training)
+
+    def to_numpy(self, group: int = 0) -> Series:
+        """The polynomial of one group as a numpy.polynomial object with its domain, in float64; folded if normalised.
+
+        Bases that numpy has keep their class and coefficients; any other becomes the equal
+        `numpy.polynomial.Chebyshev`. What `outside` does beyond the domain has no place in it.
+
+        Raises:
+            ValueError: there is no such group.
+
+        Example:
+            >>> import slaf_ext
+            >>> p = slaf_ext.SLAF(2, basis="legendre", init="relu", domain=(-2, 2)).to_numpy()
+            >>> type(p).__name__, p.domain.tolist(), round(float(p(1.0)), 4)
+            ('Legendre', [-2.0, 2.0], 0.9219)
+        """
+        if isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < self.num_groups:
+            raise ValueError(f"group is {group!r}; this module has the groups 0 to {self.num_groups - 1}")
+        row = (
+            (self._folded_coeffs() if self.normalize else self.coeffs)
+            .detach()
+            .double()
+            .cpu()
+            .reshape(self.num_groups, -1)[group]
+        )
+        return to_numpy(row.numpy(), self.basis, self.domain)
 
     def extra_repr(self) -> str:
         parts = [str(self.degree)]
@@ -98,11 +211,13 @@ class SLAF(nn.Module):
             parts.append(f"domain={self.domain}")
         if self.outside != "extrapolate":
             parts.append(f"outside={self.outside!r}")
+        if self.normalize:
+            parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}")
         return ", ".join(parts)
 
 
 def initial_coeffs(
-    init: str | Tensor, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor
+    init: str | Tensor | Callable, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor
 ) -> Tensor:
     """The values that `init` names, for a parameter like `coeffs`. Every kind of start has its place here."""
     if isinstance(init, Tensor):
@@ -119,7 +234,53 @@ def initial_coeffs(
         noisy = identity + torch.randn_like(coeffs)
         noisy[..., 0] = identity[..., 0] + 0.1
         return noisy
-    raise ValueError(f"init is {init!r}; it must be 'identity', 'noisy_identity' or a tensor")
+    if init == "variance_preserving":
+        return variance_preserving(degree, basis, domain, coeffs)
+    if not callable(init) and init not in FUNCTIONS:
+        raise ValueError(
+            f"init is {init!r}; it must be 'identity', 'noisy_identity', 'variance_preserving', a tensor, a function "
+            f"or the name of one: {', '.join(FUNCTIONS)}"
+        )
+    return torch.from_numpy(fit(init, degree, basis, domain=domain).coeffs).to(coeffs).expand_as(coeffs)
+
+
+def variance_preserving(
+    degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor, inputs: int = 64
+) -> Tensor:
+    """Random rows with E f(X) = 0 and E f(X)² = 1 for a standard normal X, by Gauss-Hermite quadrature.
+
+    Every φ_k but the constant gets a standard normal share of the deviation; the whole is then shifted and scaled.
+    """
+    if degree == 0:
+        raise ValueError("init='variance_preserving' needs degree 1 or more; a constant has no variance")
+    x, weights = np.polynomial.hermite_e.hermegauss(max(inputs, degree + 1))
+    phi = basis_values(torch.from_numpy(x), degree, basis, domain=domain)
+    w = torch.from_numpy(weights / weights.sum())
+    mean = w @ phi
+    covariance = (phi - mean).T @ (w[:, None] * (phi - mean))
+    shares = torch.randn_like(coeffs).double().cpu()
+    shares[..., 1:] /= covariance.diagonal()[1:].sqrt()
+    shares[..., 0] = 0
+    rows = shares / torch.einsum("...i,ij,...j->...", shares, covariance, shares).sqrt().unsqueeze(-1)
+    rows[..., 0] = -(rows @ mean)
+    return rows.to(coeffs)
+
+
+def initial_normalized(
+    init: str | Tensor | Callable, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor
+) -> Tensor:
+    """The β and w_k that `init` names. The terms have unit variance, so neither basis nor domain matters."""
+    if isinstance(init, Tensor):
+        return initial_coeffs(init, degree, basis, domain, coeffs)
+    if init not in ("identity", "noisy_identity"):
+        raise ValueError(
+            f"init is {init!r} and normalize is True; the coefficients weigh normalised terms then, so init must be "
+            "'identity', 'noisy_identity' or a tensor of (β, w_1, …)"
+        )
+    start = torch.zeros_like(coeffs) if init == "identity" else torch.randn_like(coeffs)
+    start[..., 0] = 0.0 if init == "identity" else 0.1
+    start[..., 1:2] += 1
+    return start
 
 
 def identity_coeffs(degree: int, basis: Basis, domain: tuple[float, float] | None) -> np.ndarray:

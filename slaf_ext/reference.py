@@ -116,6 +116,44 @@ def coeffs_gradient(
     return torch.stack([g.movedim(dim, 0).reshape(groups, -1).sum(1) for g in per_element], dim=-1).to(coeffs.dtype)
 
 
+def normalized(
+    x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), and its μ and v, with β, w_1, w_2, … the columns of coeffs.
+
+    μ_k and v_k are the mean and the biased variance of φ_k(x) over the elements of a group. Gradients flow through
+    them. All is computed in float64, so that a mean far from zero costs no digits; μ and v are returned in it.
+    """
+    check_floating(x)
+    check_dtypes(x, coeffs)
+    _along(coeffs, x, dim)  # for its checks
+    groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
+    t, rows = x.double(), coeffs.double()
+    by_group = t.movedim(dim, 0).reshape(groups, -1) if coeffs.dim() == 2 else t.reshape(1, -1)
+    ones = torch.eye(coeffs.shape[-1], dtype=t.dtype, device=t.device)
+    y = rows[..., :1].reshape(groups, 1).expand_as(by_group)
+    means, variances = [], []
+    for k in range(1, coeffs.shape[-1]):
+        phi = expand(by_group, ones[k], recurrence, 0, *window)
+        mean = phi.mean(1, keepdim=True)
+        variance = (phi - mean).square().mean(1, keepdim=True)
+        y = y + rows[..., k].reshape(groups, 1) * (phi - mean) / (variance + eps).sqrt()
+        means.append(mean[:, 0])
+        variances.append(variance[:, 0])
+    shape = (*coeffs.shape[:-1], coeffs.shape[-1] - 1)
+    mean = torch.stack(means, -1).reshape(shape) if means else t.new_zeros(shape)
+    variance = torch.stack(variances, -1).reshape(shape) if variances else t.new_zeros(shape)
+    y = y.reshape(t.movedim(dim, 0).shape).movedim(0, dim) if coeffs.dim() == 2 else y.reshape(t.shape)
+    return y.to(x.dtype), mean, variance
+
+
+def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """The a_k of the plain form that equals the normalised one with these statistics, in float64."""
+    weights = coeffs[..., 1:].double() / (variance.double() + eps).sqrt()
+    constant = coeffs[..., :1].double() - (weights * mean.double()).sum(-1, keepdim=True)
+    return torch.cat([constant, weights], dim=-1)
+
+
 def check_tensor(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")

@@ -1,0 +1,259 @@
+"""Fitting a polynomial to a function: least squares, Chebyshev interpolation, minimax.
+
+All three work with Chebyshev series on the domain, in float64, and change to the basis that was asked for at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.polynomial import Chebyshev, chebyshev
+from torch.nn import functional as F
+
+from . import bases, series
+from .bases import Basis
+
+METHODS = ("lstsq", "interpolate", "minimax")
+
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "logsigmoid": F.logsigmoid,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "abs": torch.abs,
+    "exp": torch.exp,
+    "sin": torch.sin,
+    "cos": torch.cos,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A polynomial that stands for a function on an interval. Call it on numbers or arrays to evaluate it.
+
+    Attributes:
+        coeffs: the a_k, float64, low order first, for ``slaf(x, coeffs, basis, domain=domain)``.
+        basis, domain: those of the fit; `domain` is None where none was given.
+        max_error: max |fn − p| over the domain, found on a dense grid and refined.
+        max_error_at: the x where it lies.
+        rms_error: the root of the mean square of fn − p over the domain, by quadrature.
+    """
+
+    coeffs: np.ndarray
+    basis: Basis
+    domain: tuple[float, float] | None
+    max_error: float
+    max_error_at: float
+    rms_error: float
+
+    def __call__(self, x: np.ndarray | float) -> np.ndarray:
+        return series.to_numpy(self.coeffs, self.basis, self.domain)(np.asarray(x, dtype=np.float64))
+
+
+def fit(
+    fn: str | Callable,
+    degree: int,
+    basis: str | Basis = "chebyshev",
+    *,
+    domain: tuple[float, float] | None,
+    method: str = "lstsq",
+    weight: str | Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Fit:
+    """The polynomial p = Σ_k a_k φ_k of that degree that stands for `fn` on `domain`.
+
+    Args:
+        fn: the name of an activation ("relu", "gelu", "tanh", …; a wrong one gets the list), or a function of a
+            float64 numpy array or of a float64 tensor, element by element.
+        degree: an integer from 0 up.
+        basis: the φ_k. The polynomial is the same in every basis, its coefficients are not.
+        domain: the interval of the fit, mapped onto the basis's window as :func:`slaf_ext.slaf` does. None: the window
+            itself, without a map.
+        method: "lstsq" minimises ∫ weight (fn − p)²; "interpolate" meets fn at the degree + 1 Chebyshev points, at no
+            more than a logarithm's factor from the best; "minimax" minimises max |fn − p| by Remez's exchange, and
+            checks that the error takes its maximum at degree + 2 points with alternating signs.
+        weight: for "lstsq" alone. None: uniform. "normal": exp(−x²/2), for inputs that are standard normal. Or a
+            function from an array of x to an array of weights, none of them negative.
+
+    Returns:
+        A :class:`Fit` with `coeffs`, `max_error`, `max_error_at` and `rms_error`.
+
+    Raises:
+        ValueError: an unknown name, method or weight, a degree or a domain out of range, a function that is not finite
+            on the domain or changes the shape of its input.
+        RuntimeError: the exchange did not end with an error that alternates, as for a function that answers the same x
+            differently each time.
+
+    Example:
+        >>> from slaf_ext import fit
+        >>> best = fit("abs", 2, "monomial", domain=(-1, 1), method="minimax")     # x² + 1/8
+        >>> (best.coeffs.round(6) + 0).tolist(), round(best.max_error, 6)
+        ([0.125, 0.0, 1.0], 0.125)
+
+    Source: L. N. Trefethen, *Approximation Theory and Approximation Practice*, SIAM 2013, chapters 4 and 10.
+    """
+    degree = bases.check_degree(degree)
+    basis = bases.get(basis)
+    interval = basis.domain if domain is None else bases.check_interval(domain, "domain")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
+    if weight is not None and method != "lstsq":
+        raise ValueError(f"weight is given and method is {method!r}; only 'lstsq' weighs, leave weight out")
+    f = _on_arrays(fn, interval)
+    if method == "lstsq":
+        p = _least_squares(f, degree, interval, weight)
+    elif method == "interpolate":
+        p = Chebyshev.interpolate(f, degree, domain=interval)
+    else:
+        p = _minimax(f, degree, interval)
+
+    at, error = _extrema(f, p, _grid(interval))
+    worst = int(np.argmax(np.abs(error)))
+    x, w = _quadrature(interval)
+    rms = float(np.sqrt(w @ (f(x) - p(x)) ** 2 / w.sum()))
+    coeffs = series.from_chebyshev(p.coef, basis)
+    return Fit(
+        coeffs,
+        basis,
+        None if domain is None else interval,
+        max_error=float(np.abs(error[worst])),
+        max_error_at=float(at[worst]),
+        rms_error=rms,
+    )
+
+
+def function(fn: str | Callable) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function of that name, on tensors; a callable is returned as it is."""
+    if callable(fn):
+        return fn
+    if fn not in FUNCTIONS:
+        raise ValueError(f"unknown function {fn!r}; the named ones are {', '.join(FUNCTIONS)}. Or pass a callable")
+    return FUNCTIONS[fn]
+
+
+def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
+    call: Callable = function(fn)
+
+    def f(x: np.ndarray) -> np.ndarray:
+        try:
+            y = np.asarray(call(x))
+        except (TypeError, AttributeError):  # torch's functions and tensors' methods refuse an array
+            with torch.no_grad():
+                y = call(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+        if y.shape != x.shape:
+            raise ValueError(f"fn turns shape {x.shape} into {y.shape}; it must work element by element")
+        if not np.isfinite(y).all():
+            where = x[~np.isfinite(y)][0]
+            raise ValueError(f"fn({where:.6g}) is not finite; choose a domain inside {interval} where fn is finite")
+        return y
+
+    return f
+
+
+def _quadrature(interval: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre on 128 panels. Most activations have their kink at 0, so a panel ends there."""
+    edges = np.linspace(*interval, 129)
+    if interval[0] < 0 < interval[1]:
+        edges = np.union1d(edges, 0.0)
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    half = 0.5 * np.diff(edges)[:, None]
+    middle = 0.5 * (edges[1:] + edges[:-1])[:, None]
+    return (middle + half * nodes).ravel(), (half * weights).ravel()
+
+
+def _least_squares(f: Callable, degree: int, interval: tuple[float, float], weight) -> Chebyshev:
+    x, w = _quadrature(interval)
+    if isinstance(weight, str):
+        if weight != "normal":
+            raise ValueError(f"weight is {weight!r}; it must be None, 'normal' or a function of x")
+        w = w * np.exp(-0.5 * x**2)
+    elif weight is not None:
+        density = np.asarray(weight(x), dtype=np.float64)
+        if density.shape != x.shape or not (density >= 0).all() or not density.any():
+            raise ValueError("weight(x) must give a number from 0 up for every x, and not zero everywhere")
+        w = w * density
+    return Chebyshev.fit(x, f(x), degree, domain=interval, w=np.sqrt(w))
+
+
+def _grid(interval: tuple[float, float], size: int = 4096) -> np.ndarray:
+    """Points that crowd at the ends, as the extrema of the error do, with 0 among them."""
+    lo, hi = interval
+    x = 0.5 * (lo + hi) - 0.5 * (hi - lo) * np.cos(np.linspace(0, np.pi, size + 1))
+    x[[0, -1]] = lo, hi
+    return np.union1d(x, 0.0) if lo < 0 < hi else x
+
+
+def _extrema(f: Callable, p: Chebyshev, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest |f − p| of every run of one sign: where, and the signed error there."""
+    error = f(x) - p(x)
+    starts = np.flatnonzero(np.diff(error >= 0)) + 1
+    peaks = np.array([run[np.argmax(np.abs(error[run]))] for run in np.split(np.arange(x.size), starts)])
+    at, height = x[peaks], error[peaks]
+    left, right = x[np.maximum(peaks - 1, 0)], x[np.minimum(peaks + 1, x.size - 1)]
+    for _ in range(5):  # each round narrows the bracket by 16; the last ones reach rounding
+        fine = np.linspace(left, right, 33)
+        values = np.sign(height) * (f(fine.ravel()) - p(fine.ravel())).reshape(fine.shape)
+        best = np.argmax(values, axis=0)
+        columns = np.arange(peaks.size)
+        better = values[best, columns] > np.abs(height)
+        at = np.where(better, fine[best, columns], at)
+        height = np.where(better, np.sign(height) * values[best, columns], height)
+        left, right = fine[np.maximum(best - 1, 0), columns], fine[np.minimum(best + 1, 32), columns]
+    return at, height
+
+
+def _minimax(f: Callable, degree: int, interval: tuple[float, float]) -> Chebyshev:
+    """Remez's exchange: p such that f − p has degree + 2 extrema of one height and alternating signs."""
+    lo, hi = interval
+    count = degree + 2
+    # Slightly lopsided: on a symmetric reference an even function has a levelled error of zero, and nothing moves.
+    at = 0.5 * (lo + hi) - 0.5 * (hi - lo) * np.cos(np.pi * np.linspace(0, 1, count) ** 1.02)
+    grid = _grid(interval, max(4096, 64 * count))
+    signs = (-1.0) ** np.arange(count)
+    rounding = 1e-14 * max(1.0, float(np.abs(f(grid)).max())) * count
+    for _ in range(100):
+        t = (2 * at - lo - hi) / (hi - lo)
+        *coeffs, level = np.linalg.solve(np.column_stack([chebyshev.chebvander(t, degree), signs]), f(at))
+        p = Chebyshev(coeffs, domain=interval)
+        candidates, heights = _extrema(f, p, np.union1d(grid, at))
+        largest = np.abs(heights).max()
+        if largest <= rounding or (len(heights) >= count and largest <= abs(level) * (1 + 1e-9) + rounding):
+            return p
+        if len(heights) < count:
+            break
+        at = _alternation(candidates, np.abs(heights), count)
+    raise RuntimeError(
+        f"the minimax fit of degree {degree} on {interval} did not converge: the error does not alternate at "
+        f"{count} points. Does fn give the same values each time? Otherwise method='lstsq' asks for less"
+    )
+
+
+def _alternation(at: np.ndarray, heights: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the extrema, still alternating in sign, with the highest one kept."""
+    while at.size > count:
+        last = at.size - 1
+        low = int(np.argmin(heights))
+        if at.size == count + 1:  # an end leaves alone
+            drop = [0 if heights[0] < heights[last] else last]
+        elif low in (0, last):
+            drop = [low]
+        else:  # neighbours leave in pairs, the lowest with the lower of those beside it
+            drop = [low, low - 1 if heights[low - 1] < heights[low + 1] else low + 1]
+        at, heights = np.delete(at, drop), np.delete(heights, drop)
+    return at

@@ -1,0 +1,275 @@
+"""The normalised form held to a twin made of numpy's polynomials and torch's own operations, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from slaf_ext import SLAF, bases
+from slaf_ext.functional import normalized_slaf
+from slaf_ext.series import to_numpy
+
+
+def twin(x, coeffs, basis, dim=1, domain=None, eps=1e-5):
+    """β + Σ w_k ẑ_k, by expanding φ_k in monomials and by nn.functional.batch_norm, group by group."""
+    x, coeffs = x.double(), coeffs.double()
+    groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
+    rows = coeffs.reshape(groups, -1)
+    parts = []
+    for g, part in enumerate(x.movedim(dim, 0).chunk(groups) if groups > 1 else [x]):
+        y = rows[g, 0].expand(part.shape)
+        for k in range(1, rows.shape[1]):
+            unit = np.zeros(k + 1)
+            unit[k] = 1
+            powers = to_numpy(unit, basis, domain).convert(kind=np.polynomial.Polynomial).coef
+            phi = sum(float(c) * part**i for i, c in enumerate(powers))
+            z = nn.functional.batch_norm(phi.reshape(-1, 1), None, None, training=True, eps=eps)
+            y = y + rows[g, k] * z.reshape(part.shape)
+        parts.append(y)
+    return torch.cat(parts).movedim(0, dim) if groups > 1 else parts[0]
+
+
+def case(shape, groups, degree, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    coeffs = torch.randn((groups, degree + 1) if groups > 1 else (degree + 1,), generator=generator).to(dtype)
+    return x, coeffs
+
+
+@pytest.mark.parametrize("basis", [*bases.names(), bases.jacobi(0.5, -0.25)], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("domain", [None, (-3.0, 4.0)])
+def test_values_and_gradients_are_the_twins(basis, groups, domain):
+    x, coeffs = case((4, 6, 5), groups, 4)
+    seed = torch.randn(x.shape, dtype=torch.float64)
+    results = []
+    for f in (lambda x, a: normalized_slaf(x, a, basis, domain=domain)[0], lambda x, a: twin(x, a, basis, 1, domain)):
+        leaves = x.clone().requires_grad_(), coeffs.clone().requires_grad_()
+        y = f(*leaves)
+        results.append((y.detach(), *torch.autograd.grad(y, leaves, seed)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.lists(st.integers(2, 5), min_size=2, max_size=4),
+    dim=st.integers(-2, 1),
+    degree=st.integers(0, 5),
+    grouped=st.booleans(),
+    permuted=st.booleans(),
+)
+def test_shapes_and_layouts(seed, shape, dim, degree, grouped, permuted):
+    groups = shape[dim] if grouped else 1
+    x, coeffs = case(shape, groups, degree, seed=seed)
+    if permuted:
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
+    y, mean, var = normalized_slaf(x, coeffs, "legendre", dim=dim, eps=0.1)
+    torch.testing.assert_close(y, twin(x, coeffs, "legendre", dim, eps=0.1), rtol=1e-9, atol=1e-9)
+    assert mean.shape == var.shape == (*coeffs.shape[:-1], degree)
+
+
+@pytest.mark.parametrize("outside", ["extrapolate", "clamp", "linear"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gradcheck_and_gradgradcheck(outside, groups):
+    x, coeffs = case((3, 3, 2), groups, 3)
+    x.requires_grad_()
+    coeffs.requires_grad_()
+
+    def f(x, coeffs):
+        return normalized_slaf(x, coeffs, "chebyshev", domain=(-1.2, 1.3), outside=outside, eps=0.01)[0]
+
+    assert gradcheck(f, (x, coeffs))
+    assert gradgradcheck(f, (x, coeffs))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_statistics_are_numpys(groups):
+    x, coeffs = case((7, 3, 4), groups, 3)
+    _, mean, var = normalized_slaf(x, coeffs, "monomial")
+    for g in range(groups):
+        part = x.numpy()[:, g] if groups > 1 else x.numpy()
+        for k in (1, 2, 3):
+            at = (g, k - 1) if groups > 1 else (k - 1,)
+            assert mean[at].item() == pytest.approx(np.mean(part**k))
+            assert var[at].item() == pytest.approx(np.var(part**k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("basis", ["monomial", "chebyshev", "hermite_e"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_mean_of_1e4_and_a_deviation_of_1_cost_no_digits(dtype, basis, groups):
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.randn(64, 4, 500, generator=generator, dtype=torch.float64) + 1e4).to(dtype)
+    coeffs = torch.ones(groups, 4).squeeze(0).to(dtype)
+    _, mean, var = normalized_slaf(x, coeffs, basis)
+    wide = x.double()
+    phi = {
+        "monomial": (wide, wide**2, wide**3),
+        "chebyshev": (wide, 2 * wide**2 - 1, 4 * wide**3 - 3 * wide),
+        "hermite_e": (wide, wide**2 - 1, wide**3 - 3 * wide),
+    }[basis]
+    for k in range(3):
+        values = phi[k].movedim(1, 0).reshape(groups, -1)
+        torch.testing.assert_close(mean[..., k].reshape(-1), values.mean(1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(var[..., k].reshape(-1), values.var(1, correction=0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_the_rounded_float64(dtype):
+    x, _ = case((8, 4, 9), 4, 3, dtype)
+    f = SLAF(3, 4, normalize=True, init="noisy_identity")
+    y = f(x)
+    expected = twin(x, f.coeffs.detach(), "chebyshev")
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+
+
+def test_the_first_start_is_batch_norm():
+    x, _ = case((8, 4, 5), 4, 3, torch.float32)
+    f, norm = SLAF(3, 4, basis="monomial", normalize=True), nn.BatchNorm1d(4)
+    torch.testing.assert_close(f(x), norm(x), rtol=1e-4, atol=1e-5)
+    assert f.coeffs.tolist() == [[0, 1, 0, 0]] * 4
+
+
+def test_the_papers_start():
+    torch.manual_seed(0)
+    f = SLAF(2, 5000, normalize=True, init="noisy_identity")
+    assert torch.equal(f.coeffs[:, 0], torch.full((5000,), 0.1))
+    assert f.coeffs[:, 1:].mean(0).tolist() == pytest.approx([1, 0], abs=0.06)
+    assert f.coeffs[:, 1:].std(0).tolist() == pytest.approx([1, 1], abs=0.06)
+    with pytest.raises(ValueError, match=r"init is 'gelu' and normalize is True"):
+        SLAF(2, normalize=True, init="gelu")
+
+
+def test_running_statistics_with_momentum():
+    f = SLAF(2, 3, basis="monomial", normalize=True, momentum=0.25)
+    mean, var = np.zeros((3, 2)), np.ones((3, 2))
+    for seed in range(4):
+        x, _ = case((5, 3, 7), 3, 2, torch.float32, seed)
+        f(x)
+        powers = np.stack([x.double().numpy(), x.double().numpy() ** 2], -1)
+        mean = 0.75 * mean + 0.25 * powers.mean((0, 2))
+        var = 0.75 * var + 0.25 * powers.var((0, 2))
+    np.testing.assert_allclose(f.running_mean.numpy(), mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(f.running_var.numpy(), var, rtol=1e-5)
+    assert f.num_batches_tracked.item() == 4
+
+
+def test_cumulative_statistics_are_the_average_of_the_batches():
+    f = SLAF(1, basis="monomial", normalize=True, momentum=None)
+    batches = [case((6, 2), 1, 1, torch.float32, seed)[0] for seed in range(5)]
+    for x in batches:
+        f(x)
+    assert f.running_mean.item() == pytest.approx(np.mean([x.mean().item() for x in batches]), abs=1e-6)
+    assert f.running_var.item() == pytest.approx(np.mean([x.var(correction=0).item() for x in batches]), rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    basis=st.sampled_from(bases.names()),
+    groups=st.sampled_from([1, 3]),
+    degree=st.integers(0, 6),
+    outside=st.sampled_from(["extrapolate", "clamp", "linear"]),
+)
+def test_fold_equals_evaluation_mode(seed, basis, groups, degree, outside):
+    torch.manual_seed(seed)
+    options = {"basis": basis, "domain": (-2, 2), "outside": outside, "dtype": torch.float64}
+    f = SLAF(degree, groups, normalize=True, momentum=0.3, init="noisy_identity", **options)
+    for _ in range(2):
+        f(torch.randn(9, 3, dtype=torch.float64))
+    f.eval()
+    plain = f.fold()
+    x = torch.randn(9, 3, dtype=torch.float64) * 2
+    torch.testing.assert_close(plain(x), f(x), rtol=1e-12, atol=1e-12)
+    assert not plain.normalize
+    assert not plain.training
+    if groups == 1 and outside == "extrapolate":
+        np.testing.assert_allclose(f.to_numpy()(x.numpy()), f(x).detach().numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_fold_of_a_plain_module_is_a_copy():
+    f = SLAF(2, 2, init=torch.randn(2, 3))
+    copy = f.fold()
+    assert torch.equal(copy.coeffs, f.coeffs)
+    with torch.no_grad():
+        copy.coeffs.zero_()
+    assert f.coeffs.any()
+
+
+def test_evaluation_trains_nothing_and_tracks_nothing():
+    f = SLAF(2, normalize=True).eval()
+    before = {name: value.clone() for name, value in f.state_dict().items()}
+    f(torch.randn(4, 3)).sum().backward()
+    assert all(torch.equal(before[name], value) for name, value in f.state_dict().items())
+    assert f.coeffs.grad.abs().sum() > 0
+
+
+def test_one_element_and_a_constant_channel_give_the_bias():
+    f = SLAF(3, 2, normalize=True, init=torch.tensor([[0.5, 1, 2, 3], [-1.0, 1, 2, 3]]))
+    x = torch.tensor([[7.0, -3.0]], requires_grad=True)
+    y = f(x)
+    assert y.tolist() == [[0.5, -1.0]]
+    y.sum().backward()
+    assert x.grad.tolist() == [[0.0, 0.0]]
+    y = f(torch.full((4, 2, 3), 5.0))
+    torch.testing.assert_close(y, torch.tensor([0.5, -1.0]).view(1, 2, 1).expand(4, 2, 3))
+
+
+def test_an_empty_batch_leaves_the_statistics():
+    f = SLAF(2, 3, normalize=True)
+    x = torch.zeros(0, 3, requires_grad=True)
+    y = f(x)
+    y.sum().backward()
+    assert y.shape == (0, 3)
+    assert x.grad.shape == (0, 3)
+    assert f.num_batches_tracked == 0
+    assert torch.equal(f.running_var, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="no elements"):
+        normalized_slaf(x, f.coeffs)
+
+
+def test_nan_stays_in_its_group():
+    f = SLAF(2, 3, normalize=True)
+    x = torch.randn(4, 3, 5)
+    x[1, 2, 3] = float("nan")
+    y = f(x)
+    assert y[:, 2].isnan().all()
+    assert not y[:, :2].isnan().any()
+    assert f.running_mean.isnan().any(1).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"momentum": 1.5}, "momentum is 1.5"), ({"eps": 0.0}, "eps is 0.0"), ({"eps": -1.0}, "eps is -1.0")],
+)
+def test_wrong_options_get_a_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
+        SLAF(2, normalize=True, **options)
+
+
+def test_state_dict_and_repr():
+    f, g = SLAF(2, 3, normalize=True), SLAF(2, 3, normalize=True)
+    f(torch.randn(5, 3))
+    g.load_state_dict(f.state_dict())
+    assert set(f.state_dict()) == {"coeffs", "running_mean", "running_var", "num_batches_tracked"}
+    assert torch.equal(g.running_mean, f.running_mean)
+    assert "normalize=True, momentum=0.01, eps=1e-05" in repr(f)
+    assert set(SLAF(2).state_dict()) == {"coeffs"}
+    f.reset_parameters()
+    assert torch.equal(f.running_mean, torch.zeros(3, 2))
+
+
+def test_a_gradient_penalty():
+    # A gradient penalty through the normalised form: what physics-informed nets and WGAN-GP do.
+    f = SLAF(3, 2, normalize=True, dtype=torch.float64)
+    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)[0]
+    slope.square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert f.coeffs.grad.abs().sum() > 0
