@@ -2,7 +2,8 @@
 
 from importlib.metadata import version as _version
 
-from . import bases, reference
+from . import bases, reference, training
+from .convert import ConversionReport, convert
 from .fit import Fit, fit
 from .functional import basis_values, slaf
 from .nn import SLAF
@@ -11,12 +12,15 @@ from .polynomial import MultivariatePolynomial, to_polynomial
 __version__ = _version("slaf_ext")
 __all__ = [
     "SLAF",
+    "ConversionReport",
     "Fit",
     "MultivariatePolynomial",
     "bases",
     "basis_values",
+    "convert",
     "fit",
     "reference",
     "slaf",
     "to_polynomial",
+    "training",
 ]

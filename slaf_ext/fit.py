@@ -152,10 +152,10 @@ def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[n
 
     def f(x: np.ndarray) -> np.ndarray:
         try:
-            y = np.asarray(call(x))
+            y = np.asarray(call(x.copy()))  # fn may work in place
         except (TypeError, AttributeError):  # torch's functions and tensors' methods refuse an array
             with torch.no_grad():
-                y = call(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+                y = call(torch.from_numpy(x.copy())).numpy()
         if y.shape != x.shape:
             raise ValueError(f"fn turns shape {x.shape} into {y.shape}; it must work element by element")
         if not np.isfinite(y).all():

@@ -134,6 +134,12 @@ def test_a_callable_of_arrays_or_tensors(fn):
     np.testing.assert_allclose(found(x), expected(x), atol=1e-10)
 
 
+def test_a_function_that_works_in_place():
+    expected = fit("relu", 5, domain=(-1, 2), method="minimax")
+    found = fit(torch.nn.ReLU(inplace=True), 5, domain=(-1, 2), method="minimax")
+    assert found.max_error == pytest.approx(expected.max_error)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
