@@ -7,6 +7,7 @@ from .convert import ConversionReport, convert
 from .fit import Fit, fit
 from .functional import basis_values, slaf
 from .nn import SLAF
+from .overview import overview
 from .polynomial import MultivariatePolynomial, to_polynomial
 
 __version__ = _version("slaf_ext")
@@ -19,6 +20,7 @@ __all__ = [
     "basis_values",
     "convert",
     "fit",
+    "overview",
     "reference",
     "slaf",
     "to_polynomial",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from .fit import FUNCTIONS, fit
 from .functional import basis_values, normalized_slaf, slaf
 from .reference import OUTSIDE, fold
 from .series import Series, to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class SLAF(nn.Module):
@@ -199,6 +202,67 @@ class SLAF(nn.Module):
             .reshape(self.num_groups, -1)[group]
         )
         return to_numpy(row.numpy(), self.basis, self.domain)
+
+    @torch.no_grad()
+    def plot(self, ax: Axes | None = None, *, inputs: Tensor | None = None, max_groups: int = 16) -> Axes:
+        """Draws the learned curve of every group, over a histogram of inputs where some are given.
+
+        A normalised module is drawn as it is in evaluation mode. With inputs, the picture spans them; without, the
+        domain and a tenth of it on either side. Dotted lines mark the domain.
+
+        Args:
+            ax: the matplotlib axes to draw on; None for new ones.
+            inputs: any tensor of inputs that were seen; of these, at most a million serve. The height is that of the
+                curves over the middle 99 % of them.
+            max_groups: of more groups than that, this many are drawn, evenly chosen.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+
+        Example:
+            >>> import slaf_ext
+            >>> ax = slaf_ext.SLAF(5, init="gelu", domain=(-3, 3)).plot()  # doctest: +SKIP
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib, which is not installed: pip install matplotlib") from error
+        if ax is None:
+            ax = pyplot.figure(layout="constrained").subplots()
+        lo, hi = self.domain or self.basis.domain
+        left, right = lo - 0.1 * (hi - lo), hi + 0.1 * (hi - lo)
+        common = np.array([left, right])
+        if inputs is not None and inputs.numel():
+            values = inputs.detach().reshape(-1)
+            values = values[:: max(1, values.numel() // 1_000_000)].double().cpu()
+            values = values[values.isfinite()]
+            left, right = values.min().item(), values.max().item()
+            common = np.quantile(values.numpy(), (0.005, 0.995))
+            back = ax.twinx()
+            back.hist(values.numpy(), bins=80, color="0.85")
+            back.set_yticks([])
+            ax.set_zorder(back.get_zorder() + 1)
+            ax.patch.set_visible(False)
+        chosen = np.unique(np.linspace(0, self.num_groups - 1, min(max_groups, self.num_groups)).astype(int))
+        rows = self.fold().coeffs.double().cpu().reshape(self.num_groups, -1)[chosen]
+        x = torch.linspace(left, right, 400, dtype=torch.float64)
+        y = slaf(x.expand(len(chosen), -1), rows, self.basis, dim=0, domain=self.domain, outside=self.outside)
+        colors = pyplot.get_cmap("viridis")(np.linspace(0, 0.9, len(chosen)))
+        for curve, color, group in zip(y.numpy(), colors, chosen, strict=True):
+            ax.plot(x.numpy(), curve, color=color, linewidth=1.2, label=f"group {group}")
+        # Rare inputs, for which a polynomial soars, must not flatten the curve where the others are.
+        usual = y.numpy()[:, (x.numpy() >= common[0]) & (x.numpy() <= common[1])]
+        if np.ptp(usual) > 0:
+            ax.set_ylim(usual.min() - 0.1 * np.ptp(usual), usual.max() + 0.1 * np.ptp(usual))
+        for edge in (lo, hi):
+            if left < edge < right:
+                ax.axvline(edge, color="0.5", linestyle=":", linewidth=0.8)
+        ax.set_xlabel("x")
+        ax.set_ylabel("f(x)")
+        return ax
 
     def extra_repr(self) -> str:
         parts = [str(self.degree)]
