@@ -15,6 +15,15 @@ STABLE_TORCH_LIBRARY(slaf_ext, m) {
   m.def(
       "slaf_backward(Tensor grad_output, Tensor x, Tensor coeffs, float[] recurrence, int dim, float center,"
       " float lo, float hi, int outside, bool need_x, bool need_coeffs) -> (Tensor, Tensor)");
+  // The mean and the biased variance of phi_1(x), phi_2(x), ... over the elements of a group, in float64.
+  m.def(
+      "slaf_moments(Tensor x, Tensor coeffs, float[] recurrence, int dim, float center, float lo, float hi,"
+      " int outside) -> (Tensor, Tensor)");
+  // The gradients of coeffs[g, 0] + sum_k coeffs[g, k] (phi_k(x) - mean_k) / sqrt(variance_k + eps).
+  m.def(
+      "slaf_normalized_backward(Tensor grad_output, Tensor x, Tensor coeffs, Tensor mean, Tensor variance,"
+      " float[] recurrence, int dim, float center, float lo, float hi, int outside, float eps, bool need_x)"
+      " -> (Tensor, Tensor)");
 }
 
 namespace slaf_ext {

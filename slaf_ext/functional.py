@@ -109,7 +109,7 @@ def normalized_slaf(
     spec = reference.spec(coeffs, basis, dim, domain, outside)
     if x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, no elements, and so no mean; the normalised form needs some")
-    y, mean, var = reference.normalized(x, coeffs, *spec, eps=eps)
+    y, mean, var = ops.normalized(x, coeffs, *spec, eps=eps)
     return y, mean.detach(), var.detach()
 
 

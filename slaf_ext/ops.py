@@ -69,6 +69,44 @@ class SlafFunction(torch.autograd.Function):
         return dx if need_x else None, da if need_coeffs else None, None
 
 
+def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised form and its statistics, :func:`reference.normalized`, fused where there is a kernel."""
+    fused = x.is_cpu and spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"])
+    if not fused or _transformed() or torch.compiler.is_compiling():
+        return reference.normalized(x, coeffs, *spec, eps=eps)
+    return NormalizedFunction.apply(x, coeffs, eps, *spec)
+
+
+class NormalizedFunction(torch.autograd.Function):
+    """Moments, then the plain form with folded coefficients. Its second derivative is that of the definition."""
+
+    @staticmethod
+    def forward(ctx, x, coeffs, eps, *spec):
+        with torch._C._AutoDispatchBelowAutograd():
+            mean, variance = torch.ops.slaf_ext.slaf_moments.default(x, coeffs, *spec)
+            folded = reference.fold(coeffs, mean, variance, eps).to(torch.promote_types(coeffs.dtype, torch.float32))
+            y = torch.ops.slaf_ext.slaf.default(x, folded, *spec)
+        ctx.save_for_backward(x, coeffs, mean, variance)
+        ctx.eps, ctx.spec = eps, spec
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, grad_output, *_):
+        x, coeffs, mean, variance = ctx.saved_tensors
+        need_x, need_coeffs = ctx.needs_input_grad[:2]
+        rest = (None, *(None for _ in ctx.spec))
+        if torch.is_grad_enabled():
+            needed = [t for t, need in ((x, need_x), (coeffs, need_coeffs)) if need]
+            y, *_ = reference.normalized(x, coeffs, *ctx.spec, eps=ctx.eps)
+            gradients = list(torch.autograd.grad(y, needed, grad_output, create_graph=True))
+            return gradients.pop(0) if need_x else None, gradients.pop(0) if need_coeffs else None, *rest
+        dx, da = torch.ops.slaf_ext.slaf_normalized_backward.default(
+            grad_output, x, coeffs, mean, variance, *ctx.spec, ctx.eps, need_x
+        )
+        return dx if need_x else None, da if need_coeffs else None, *rest
+
+
 class SlafBackwardFunction(torch.autograd.Function):
     """dx = g S(x, D a) and da = R(x, g). Their own derivative, for cotangents v of dx and w of da."""
 
@@ -136,6 +174,18 @@ def _fake_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
     )
 
 
+def _fake_slaf_moments(x, coeffs, *spec):
+    statistics = coeffs.new_empty((*coeffs.shape[:-1], coeffs.shape[-1] - 1), dtype=torch.float64)
+    return statistics, torch.empty_like(statistics)
+
+
+def _fake_slaf_normalized_backward(grad_output, x, coeffs, mean, variance, *spec_and_rest):
+    dx = torch.empty_like(x) if spec_and_rest[-1] else x.new_empty(0)
+    return dx, torch.empty_like(coeffs, memory_format=torch.contiguous_format)
+
+
+torch.library.register_fake("slaf_ext::slaf_moments", _fake_slaf_moments)
+torch.library.register_fake("slaf_ext::slaf_normalized_backward", _fake_slaf_normalized_backward)
 torch.library.register_fake("slaf_ext::slaf", _fake_slaf)
 torch.library.register_fake("slaf_ext::slaf_backward", _fake_slaf_backward)
 # Not torch.library.register_autograd, which passes tensors of forward mode on with their tangents dropped.

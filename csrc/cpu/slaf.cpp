@@ -1,5 +1,7 @@
 // The operators on the CPU: how the work is cut, and the coefficients before and after the sweep.
+#include <cmath>
 #include <memory>
+#include <stdexcept>
 
 #include "../ops.h"
 #include "isa.h"
@@ -117,7 +119,13 @@ void write_coeffs(const Table& table, const Tensor& coeffs) {
 }
 
 // The rows of a block: K for the walk and, with linear edges, two for what lies beyond them.
-int64_t block_rows(const Arguments& a) { return a.degree() + (a.outside == Outside::linear ? 3 : 1); }
+int64_t block_rows(const Arguments& a, unsigned pass = forward) {
+  const int64_t K = a.degree() + 1;
+  if (pass == centered_gradient) return K;
+  if (pass == moments) return 2 * K;
+  if (pass == normalized_gradient) return 3 * K;
+  return a.outside == Outside::linear ? K + 2 : K;
+}
 
 template <Walk kind, unsigned pass>
 struct StepsBody {
@@ -187,7 +195,7 @@ template <unsigned pass, typename S>
 Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeffs, const void* grad_output, void* out) {
   using T = compute_t<S>;
   const Isa isa = best_isa();
-  const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a), block = rows * W;
+  const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a, pass), block = rows * W;
   const Grid grid(a.layout, W, block * static_cast<int64_t>(sizeof(T)));
 
   const std::vector<T> expanded = expand<T>(coeffs, grid, a.layout, W);
@@ -210,9 +218,8 @@ Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeff
                    grid.units,
                    grid.inner};
 
-  constexpr bool has_sums = (pass & coeffs_gradient) != 0;
   const int64_t unit_size = grid.by_lanes ? block : rows, cell_size = grid.units * unit_size;
-  std::vector<double> partial(has_sums ? grid.cells * cell_size : 0);
+  std::vector<double> partial(has_sums(pass) ? grid.cells * cell_size : 0);
   const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks() / a.x.numel());
   const auto run = compiled_for<TaskBody<pass>, void (*)(const Sweep<S>&, const Task&, double*, T*, T*)>(isa);
   torch::stable::parallel_for(0, grid.tasks(), grain, [&](int64_t begin, int64_t end) {
@@ -220,16 +227,16 @@ Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeff
     T *sums = room.get(), *scratch = sums + grid.unit_block * block;
     for (int64_t index = begin; index < end; ++index) {
       const Task task = grid.task(index);
-      double* own = has_sums ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
+      double* own = has_sums(pass) ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
       run(s, task, own, sums, scratch);
     }
   });
 
-  for (int64_t c = 1; c < (has_sums ? grid.cells : 0); ++c) {
+  for (int64_t c = 1; c < (has_sums(pass) ? grid.cells : 0); ++c) {
     for (int64_t i = 0; i < cell_size; ++i) partial[i] += partial[c * cell_size + i];
   }
   Table totals(rows, a.layout.groups);
-  if (has_sums) collect(partial, grid, a.layout, W, totals);
+  if (has_sums(pass)) collect(partial, grid, a.layout, W, totals);
   return totals;
 }
 
@@ -313,10 +320,132 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
   return {dx, dcoeffs};
 }
 
+// phi_0(x) .. phi_degree(x) at one point.
+std::vector<double> values_at(double x, const std::vector<Row>& rows) {
+  std::vector<double> phi{1.0};
+  for (size_t k = 0; k < rows.size(); ++k) {
+    phi.push_back((rows[k].a * x + rows[k].b) * phi[k] - (k > 0 ? rows[k].c * phi[k - 1] : 0.0));
+  }
+  return phi;
+}
+
+// For every group the mean of phi_k over a few of its elements. Shifting by it makes the one sweep for the moments
+// safe: of m elements, S in the sample, (shift - mean)^2 <= m / S variance, so few digits can cancel, whatever x is.
+template <typename S>
+Table sample_means(const Arguments& a) {
+  const auto [outer, groups, inner] = a.layout;
+  const int64_t members = outer * inner, samples = std::min<int64_t>(members, 32);
+  Table means(a.degree() + 1, groups);
+  const S* x = static_cast<const S*>(a.x.const_data_ptr());
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t i = 0; i < samples; ++i) {
+      const int64_t member = i * members / samples;
+      double t = static_cast<double>(widen(x[(member / inner * groups + g) * inner + member % inner]));
+      if (a.outside != Outside::extrapolate) t = t < a.lo ? a.lo : t > a.hi ? a.hi : t;
+      const std::vector<double> phi = values_at(t - a.center, a.rows);
+      for (size_t k = 0; k < phi.size(); ++k) means[k][g] += phi[k] / static_cast<double>(samples);
+    }
+  }
+  return means;
+}
+
+void check_normalized(const Arguments& a) {
+  if (a.outside != Outside::extrapolate && a.outside != Outside::clamp)
+    throw std::invalid_argument("the fused normalised form knows the outsides 0 (extrapolate) and 2 (clamp) alone");
+}
+
+// A tensor for the statistics: coeffs without its first column, in float64.
+Tensor empty_statistics(const Tensor& coeffs) {
+  std::vector<int64_t> sizes(coeffs.sizes().begin(), coeffs.sizes().end());
+  sizes.back() -= 1;
+  return empty(sizes, coeffs, ScalarType::Double);
+}
+
+std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence,
+                                        int64_t dim, double center, double lo, double hi, int64_t outside) {
+  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  check_normalized(a);
+  const Tensor mean = empty_statistics(coeffs), variance = empty_statistics(coeffs);
+  const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
+  const double members = static_cast<double>(a.x.numel()) / static_cast<double>(groups);
+  if (a.x.numel() == 0) throw std::invalid_argument("x has no elements, and so no moments");
+  const Recurrence r = prepare(a.rows);
+  dispatch_storage(a.x.scalar_type(), [&](auto s) {
+    using S = decltype(s);
+    using T = compute_t<S>;
+    const Table means = sample_means<S>(a);
+    Table shifts(block_rows(a, moments), groups);
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t g = 0; g < groups; ++g) shifts[k][g] = static_cast<T>(means[k][g] / r.scale[k]);
+    }
+    const Table sums = sweep<moments, S>(a, r, shifts, nullptr, nullptr);
+    auto* to_mean = static_cast<double*>(mean.mutable_data_ptr());
+    auto* to_variance = static_cast<double*>(variance.mutable_data_ptr());
+    for (int64_t k = 1; k < K; ++k) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const double moved = sums[k][g] / members, square = sums[K + k][g] / members;
+        const double spread = square - moved * moved;
+        to_mean[g * (K - 1) + k - 1] = r.scale[k] * (shifts[k][g] + moved);
+        to_variance[g * (K - 1) + k - 1] = r.scale[k] * r.scale[k] * (spread < 0 ? 0.0 : spread);
+      }
+    }
+  });
+  return {mean, variance};
+}
+
+// With s_k = sqrt(variance_k + eps), z_k = (phi_k - mean_k) / s_k and m elements a group,
+//     dbias = sum g,   dw_k = sum g z_k,   dx = sum_k phi_k' w_k / s_k (g - dbias / m - z_k dw_k / m).
+std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, const Tensor& x, const Tensor& coeffs,
+                                                    const Tensor& mean, const Tensor& variance,
+                                                    const std::vector<double>& recurrence, int64_t dim, double center,
+                                                    double lo, double hi, int64_t outside, double eps, bool need_x) {
+  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  check_normalized(a);
+  const Tensor gy = a.lay_like_x(grad_output);
+  const Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
+  const auto shape = coeffs.sizes();
+  const Tensor dcoeffs = empty(std::vector<int64_t>(shape.begin(), shape.end()), coeffs, coeffs.scalar_type());
+  const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
+  const double members = static_cast<double>(a.x.numel()) / static_cast<double>(groups);
+  const Recurrence r = prepare(a.rows);
+  const Table values = read_coeffs(a.coeffs, groups);
+  const auto* means = static_cast<const double*>(mean.const_data_ptr());
+  const auto* variances = static_cast<const double*>(variance.const_data_ptr());
+  dispatch_storage(a.x.scalar_type(), [&](auto s) {
+    using S = decltype(s);
+    using T = compute_t<S>;
+    Table shifts(block_rows(a, centered_gradient), groups);
+    for (int64_t k = 1; k < K; ++k) {
+      for (int64_t g = 0; g < groups; ++g) shifts[k][g] = static_cast<T>(means[g * (K - 1) + k - 1] / r.scale[k]);
+    }
+    const Table sums = sweep<centered_gradient, S>(a, r, shifts, gy.const_data_ptr(), nullptr);
+    Table gradient(K, groups), factors(block_rows(a, normalized_gradient), groups);
+    gradient.add(0, 1.0, sums[0]);
+    for (int64_t k = 1; k < K; ++k) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const double mu = means[g * (K - 1) + k - 1], s_k = std::sqrt(variances[g * (K - 1) + k - 1] + eps);
+        const double scale = r.scale[k], total = sums[0][g];
+        // The sums were centred at a rounded mean.
+        const double dw = scale * (sums[k][g] + (shifts[k][g] - mu / scale) * total) / s_k;
+        const double weight = values[k][g] / s_k, v = -weight * dw / (members * s_k);
+        gradient[k][g] = dw;
+        factors[k][g] = scale * weight;
+        factors[K + k][g] = scale * (-weight * total / members - v * mu);
+        factors[2 * K + k][g] = scale * scale * v;
+      }
+    }
+    write_coeffs(gradient, dcoeffs);
+    if (need_x) sweep<normalized_gradient, S>(a, r, factors, gy.const_data_ptr(), dx.mutable_data_ptr());
+  });
+  return {dx, dcoeffs};
+}
+
 }  // namespace
 }  // namespace slaf_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CPU, m) {
   m.impl("slaf", TORCH_BOX(&slaf_ext::cpu::slaf));
   m.impl("slaf_backward", TORCH_BOX(&slaf_ext::cpu::slaf_backward));
+  m.impl("slaf_moments", TORCH_BOX(&slaf_ext::cpu::slaf_moments));
+  m.impl("slaf_normalized_backward", TORCH_BOX(&slaf_ext::cpu::slaf_normalized_backward));
 }

@@ -15,8 +15,19 @@
 
 namespace slaf_ext::cpu {
 
-// What a sweep does; `forward` has no seed, the others are seeded with grad_output.
-enum Pass : unsigned { forward = 1, input_gradient = 2, coeffs_gradient = 4 };
+// What a sweep does. `forward` and `moments` have no seed, the others are seeded with grad_output.
+enum Pass : unsigned {
+  forward = 1,
+  input_gradient = 2,
+  coeffs_gradient = 4,
+  // For the normalised form. The blocks of coefficients hold shifts c_k for the first two.
+  moments = 8,               // sums of psi_k - c_k and of its square
+  centered_gradient = 16,    // sums of grad_output (psi_k - c_k)
+  normalized_gradient = 32,  // the sum over k of psi_k' (a_k grad_output + u_k + v_k psi_k), the rows a, u, v
+};
+constexpr bool has_seed(unsigned pass) { return (pass & (forward | moments)) == 0; }
+constexpr bool has_out(unsigned pass) { return (pass & (forward | input_gradient | normalized_gradient)) != 0; }
+constexpr bool has_sums(unsigned pass) { return (pass & (coeffs_gradient | moments | centered_gradient)) != 0; }
 
 enum class Edge { extrapolate, zero, clamp, linear };
 
@@ -56,6 +67,8 @@ struct Task {
 
 template <int bytes>
 inline constexpr int side_by_side = bytes == 64 ? 4 : 3;  // what 32, and 16, registers hold
+template <int bytes, unsigned pass>
+inline constexpr int vectors_a_step = pass == normalized_gradient ? (side_by_side<bytes> + 1) / 2 : side_by_side<bytes>;
 template <int bytes>
 inline constexpr int tile_rows = 40 * side_by_side<bytes>;
 // fp32 sums pass to fp64 after about this many rows, 40 additions: many more would show beside sums by pairs.
@@ -69,12 +82,37 @@ SLAF_INLINE void step(const T* x, const T* seed, T* out, int64_t at, int64_t str
   constexpr int W = bytes / sizeof(T);
   using P = Pack<T, bytes, count>;
   P first, result;
-  if constexpr (pass == forward) {
-    for (int u = 0; u < count; ++u) first.v[u] = Vector<T, bytes>{} + T(1);
-  } else {
+  // A sweep without a seed may be given one of ones, with zeros where a vector is cut short.
+  if (has_seed(pass) || (pass == moments && seed != nullptr)) {
     first = P::read(seed + at, stride);
+  } else {
+    first = P::filled(T(1));
   }
-  for (int u = 0; u < count; ++u) result.v[u] = Vector<T, bytes>{};
+  result = P::filled(T(0));
+  if constexpr (pass == normalized_gradient) {
+    const T *u = coeffs + (degree + 1) * W, *v = u + (degree + 1) * W;
+    const Dual<P> dual_x{P::read(x + at, stride), P::filled(T(1))}, one{P::filled(T(1)), P::filled(T(0))};
+    walk<kind>(dual_x, one, table, degree, [&](int k, const Dual<P>& psi) __attribute__((always_inline)) {
+      P inner = P::filled(T(0));
+      inner.add_product(first, load<T, bytes>(coeffs + k * W));
+      inner.add_product(psi.value, load<T, bytes>(v + k * W));
+      for (int i = 0; i < count; ++i) result.v[i] += psi.slope.v[i] * (inner.v[i] + load<T, bytes>(u + k * W));
+    });
+    result.write(out + at, stride);
+    return;
+  }
+  if constexpr (pass == moments || pass == centered_gradient) {
+    T* squares = sums + (degree + 1) * W;
+    walk<kind>(P::read(x + at, stride), first, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
+      P shifted = psi;
+      shifted.add_product(first, -load<T, bytes>(coeffs + k * W));
+      store(sums + k * W, load<T, bytes>(sums + k * W) + shifted.total());
+      if constexpr (pass == moments) {
+        store(squares + k * W, load<T, bytes>(squares + k * W) + (shifted * shifted).total());
+      }
+    });
+    return;
+  }
   walk<kind>(P::read(x + at, stride), first, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
     if constexpr ((pass & (forward | input_gradient)) != 0) result.add_product(psi, load<T, bytes>(coeffs + k * W));
     if constexpr ((pass & coeffs_gradient) != 0) store(sums + k * W, load<T, bytes>(sums + k * W) + psi.total());
@@ -86,7 +124,7 @@ SLAF_INLINE void step(const T* x, const T* seed, T* out, int64_t at, int64_t str
 template <Walk kind, int bytes, unsigned pass, typename T>
 SLAF_INLINE void steps(const T* x, const T* seed, T* out, int64_t stride, int rows, const Rows<T>& table, int degree,
                        const T* coeffs, T* sums) {
-  constexpr int count = side_by_side<bytes>;
+  constexpr int count = vectors_a_step<bytes, pass>;
   int row = 0;
   for (; row + count <= rows; row += count) {
     step<kind, bytes, pass, count>(x, seed, out, row * stride, stride, table, degree, coeffs, sums);
@@ -132,11 +170,10 @@ template <int bytes, unsigned pass, typename S, typename T>
 SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int rows, int lanes, const T* coeffs,
                       T* sums, T* scratch) {
   constexpr int W = bytes / sizeof(T);
-  constexpr bool has_out = (pass & (forward | input_gradient)) != 0;
   using V = Vector<T, bytes>;
   const S* x = s.x + offset;
-  const S* grad_output = pass == forward ? nullptr : s.grad_output + offset;
-  S* out = has_out ? s.out + offset : nullptr;
+  const S* grad_output = has_seed(pass) ? s.grad_output + offset : nullptr;
+  S* out = has_out(pass) ? s.out + offset : nullptr;
   if constexpr (std::is_same_v<S, T>) {
     if (lanes == W && s.edge == Edge::extrapolate && s.center == 0) {
       s.steps(x, grad_output, out, stride, rows, s.table, s.degree, coeffs, sums);
@@ -155,7 +192,9 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
   } else {
     for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo ? lo : raw[i] > hi ? hi : raw[i]) - center;
   }
-  if constexpr (pass != forward) {
+  if constexpr (pass == moments) {
+    for (int i = 0; i < n; ++i) seeds[i] = s.by_lanes || i < (rows - 1) * W + lanes ? T(1) : T(0);
+  } else if constexpr (pass != forward) {
     gather<W>(grad_output, stride, rows, lanes, s.by_lanes, seeds);
     if (s.edge == Edge::zero) {
       for (int i = 0; i < n; ++i) seeds[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : seeds[i];
@@ -176,7 +215,7 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
     }
   }
   s.steps(mapped, seeds, mapped, W, rows, s.table, s.degree, coeffs, sums);
-  if constexpr (has_out) {
+  if constexpr (has_out(pass)) {
     if (pass == forward && s.edge == Edge::linear) {
       const T* slopes = coeffs + (s.degree + 1) * W;
       const V below = load<T, bytes>(slopes), above = load<T, bytes>(slopes + W);
@@ -199,8 +238,8 @@ SLAF_INLINE void prefetch(const Sweep<S, T>& s, int64_t offset, int rows) {
   for (int row = 0; row < rows; ++row) {
     const int64_t at = offset + row * s.inner;
     __builtin_prefetch(s.x + at);
-    if constexpr (pass != forward) __builtin_prefetch(s.grad_output + at);
-    if constexpr ((pass & (forward | input_gradient)) != 0) __builtin_prefetch(s.out + at, 1);
+    if constexpr (has_seed(pass)) __builtin_prefetch(s.grad_output + at);
+    if constexpr (has_out(pass)) __builtin_prefetch(s.out + at, 1);
   }
 }
 
@@ -213,7 +252,7 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, double* partia
   const T* coeffs = s.coeffs + task.unit_begin * block;
   int64_t unflushed = 0;
   auto flush = [&]() __attribute__((always_inline)) {
-    if constexpr ((pass & coeffs_gradient) != 0) {
+    if constexpr (has_sums(pass)) {
       for (int64_t i = 0; i < units * block; i += W) {
         for (int lane = 0; lane < W; ++lane) {
           partial[s.by_lanes ? i + lane : i / W] += static_cast<double>(sums[i + lane]);
@@ -223,7 +262,7 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, double* partia
     }
     unflushed = 0;
   };
-  if constexpr ((pass & coeffs_gradient) != 0) {
+  if constexpr (has_sums(pass)) {
     for (int64_t i = 0; i < units * block; ++i) sums[i] = 0;
   }
   // Where units share cache lines, their tiles are low enough to meet in L1.

@@ -32,6 +32,11 @@ template <typename T, int bytes, int count>
 struct Pack {
   Vector<T, bytes> v[count];
 
+  SLAF_INLINE static Pack filled(T t) {
+    Pack p;
+    for (int u = 0; u < count; ++u) p.v[u] = Vector<T, bytes>{} + t;
+    return p;
+  }
   SLAF_INLINE static Pack read(const T* from, int64_t stride) {
     Pack p;
     for (int u = 0; u < count; ++u) p.v[u] = load<T, bytes>(from + u * stride);
@@ -65,11 +70,35 @@ struct Pack {
     for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + t;
     return r;
   }
+  SLAF_INLINE friend Pack operator+(const Pack& p, const Pack& q) {
+    Pack r;
+    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + q.v[u];
+    return r;
+  }
   SLAF_INLINE friend Pack operator-(const Pack& p, const Pack& q) {
     Pack r;
     for (int u = 0; u < count; ++u) r.v[u] = p.v[u] - q.v[u];
     return r;
   }
+};
+
+// A function of x and its derivative: a walk over these visits phi_k(x) and phi_k'(x).
+template <typename P>
+struct Dual {
+  P value, slope;
+
+  template <typename T>
+  SLAF_INLINE friend Dual operator*(const Dual& a, T t) {
+    return {a.value * t, a.slope * t};
+  }
+  template <typename T>
+  SLAF_INLINE friend Dual operator+(const Dual& a, T t) {
+    return {a.value + t, a.slope};
+  }
+  SLAF_INLINE friend Dual operator*(const Dual& a, const Dual& b) {
+    return {a.value * b.value, a.value * b.slope + a.slope * b.value};
+  }
+  SLAF_INLINE friend Dual operator-(const Dual& a, const Dual& b) { return {a.value - b.value, a.slope - b.slope}; }
 };
 
 }  // namespace slaf_ext::cpu
