@@ -1,0 +1,1 @@
+"""The benchmark suite of slaf_ext: ``python -m benchmarks``."""

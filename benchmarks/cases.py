@@ -1,0 +1,255 @@
+"""What is measured: cases, and the suites that put them together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+
+from slaf_ext import bases
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHARINGS = ("layer", "group", "channel", "feature")
+LAYOUTS = ("contiguous", "channels_last")
+PASSES = ("both", "forward", "backward")
+
+# The bars are written for two threads, so that is what is measured wherever there are two cores.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = min(2, CORES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input and one thing to do with it.
+
+    Attributes:
+        shape: of x; the channel is dimension 1, the feature the last one.
+        sharing: which elements share a polynomial: all of the "layer", 8 "group"s of channels, each "channel",
+            or each "feature".
+        passes: "forward" alone without a graph, "backward" alone, or "both".
+        memory: whether what is freed is "kept" for the next call or comes "fresh" from the system, see environment.py.
+    """
+
+    shape: tuple[int, ...] = (2**20,)
+    degree: int = 8
+    basis: str = "chebyshev"
+    sharing: str = "layer"
+    layout: str = "contiguous"
+    dtype: str = "fp32"
+    passes: str = "both"
+    threads: int = THREADS
+    device: str = "cpu"
+    memory: str = "kept"
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPES[self.dtype].itemsize
+
+    @property
+    def dim(self) -> int:
+        """The dimension along which the coefficients' rows lie, slaf's `dim`."""
+        return {"layer": 0, "feature": -1}.get(self.sharing, 1)
+
+    @property
+    def groups(self) -> int:
+        return {"layer": 1, "group": 8}.get(self.sharing) or self.shape[self.dim]
+
+    @property
+    def moved_bytes(self) -> int:
+        """The least that must move: x and y forward; x, grad_output and dx backward."""
+        return {"forward": 2, "backward": 3, "both": 5}[self.passes] * self.nbytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A variant (see variants.py, networks.py) on a case. For a network, `network` names it."""
+
+    variant: str
+    case: Case
+    network: str | None = None
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict) -> Entry:
+        case = {**data["case"], "shape": tuple(data["case"]["shape"])}
+        return Entry(data["variant"], Case(**case), data.get("network"))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Entries measured in the same rounds, so that they can be compared; the step by which a run resumes.
+
+    Attributes:
+        kind: "times", "memory" or "network".
+        seconds: how long rounds go on; every unit gets a least number of rounds, whatever it takes.
+    """
+
+    suite: str
+    kind: str
+    entries: tuple[Entry, ...] = field(repr=False)
+    seconds: float
+
+    @property
+    def key(self) -> tuple:
+        return self.suite, self.kind, self.entries
+
+
+YARDSTICKS = ("clone", "relu")
+EAGER = ("naive", "stacked", "horner", "clenshaw")
+PEERS = ("torch_activation",)
+BATCHES = {"mlp": 256, "resnet": 16, "vit": 16}
+NETWORKS = tuple(BATCHES)
+
+
+def times(suite: str, case: Case, variants: Iterable[str], seconds: float) -> Unit:
+    return Unit(suite, "times", tuple(Entry(v, case) for v in dict.fromkeys(variants)), seconds)
+
+
+def headline(device: str, *, full: bool = False) -> Iterator[Unit]:
+    """The cases that have bars."""
+    seconds = 30 if full else 6
+    case = Case(device=device)
+    for degree in (3, 8, 16):
+        at = replace(case, degree=degree)
+        compiled = ["compiled horner", "compiled clenshaw"]
+        if degree == 16 and not full:
+            compiled.pop()  # half a minute in the compiler, and not the faster one
+        if full:
+            compiled += ["max-autotune horner", "max-autotune clenshaw"]
+        variants = [*YARDSTICKS, "gelu", "prelu", "fused", *compiled, *EAGER, *(PEERS if full else ())]
+        unit = times("headline", at, variants, seconds)
+        half = tuple(Entry(v, replace(at, dtype="bf16")) for v in ("relu", "fused"))
+        yield replace(unit, entries=unit.entries + half) if degree == 8 else unit
+    few = [*YARDSTICKS, "prelu", "fused", "horner"] + (
+        ["naive", "compiled horner", "compiled clenshaw"] if full else []
+    )
+    yield times("headline", replace(case, memory="fresh"), few, seconds)
+    image = replace(case, shape=(32, 64, 56, 56), sharing="channel")
+    yield times("headline", image, few, seconds)
+    yield times("headline", replace(image, layout="channels_last"), few, seconds)
+    yield times("headline", replace(case, shape=(4096, 768), sharing="feature"), few, seconds)
+    yield times("headline", replace(case, shape=(4096,)), [*few, "naive"], seconds)
+
+
+def memory(device: str, *, full: bool = False) -> Iterator[Unit]:
+    """Peak memory and what is saved for backward."""
+    case = Case(shape=(2**24,), device=device)
+    compiled = ("compiled horner", "compiled clenshaw") if full else ()
+    variants = ("relu", "fused", "naive", *compiled, *(EAGER[1:] if full else ()))
+    yield Unit("memory", "memory", tuple(Entry(v, case) for v in variants), 3.0 * len(variants))
+
+
+def sizes(device: str) -> Iterator[Unit]:
+    """Time against the number of elements."""
+    for log in range(10, 27, 2):
+        yield times("sizes", Case(shape=(2**log,), device=device), [*YARDSTICKS, "fused", "compiled horner"]
+                    + (["naive", "horner", "clenshaw"] if log <= 24 else []), 6)  # fmt: skip
+
+
+def degrees(device: str) -> Iterator[Unit]:
+    """Time against the degree."""
+    for degree in (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32):
+        variants = [*YARDSTICKS, "fused", "horner", "clenshaw"] + (["naive"] if degree <= 16 else [])
+        # The compilers' time grows with the square of the degree.
+        compiled = ["compiled horner"] if degree in (1, 2, 3, 4, 8, 16, 32) else []
+        yield times("degrees", Case(degree=degree, device=device), variants + compiled, 6)
+
+
+def channels(device: str) -> Iterator[Unit]:
+    """Time against the channels, a polynomial each."""
+    for count in (1, 4, 16, 64, 256, 1024, 4096):
+        for layout in LAYOUTS:
+            side = 2 ** ((20 - count.bit_length() + 1) // 2)
+            shape = (2**20 // (count * side * side), count, side, side)
+            case = Case(shape=shape, sharing="channel", layout=layout, device=device)
+            yield times("channels", case, [*YARDSTICKS, "fused", "horner"], 4)
+
+
+def threads(device: str) -> Iterator[Unit]:
+    """Time against the number of threads."""
+    counts = sorted({1, *(2**i for i in range(1, 10) if 2**i <= CORES), CORES})
+    for count in counts if device == "cpu" else ():
+        for log in (20, 24):
+            variants = [*YARDSTICKS, "fused", "horner"]
+            yield times("threads", Case(shape=(2**log,), threads=count), variants, 6)
+
+
+def every_basis(device: str) -> Iterator[Unit]:
+    """Every basis that is registered."""
+    for name in bases.names():
+        yield times("bases", Case(basis=name, device=device), ["relu", "fused", "clenshaw", "naive"], 4)
+
+
+def forms(device: str) -> Iterator[Unit]:
+    """Forward and backward apart; dtypes; sharing and layout."""
+    image = Case(shape=(32, 64, 56, 56), device=device)
+    for dtype in DTYPES:
+        for passes in PASSES:
+            case = Case(dtype=dtype, passes=passes, device=device)
+            yield times("forms", case, [*YARDSTICKS, "fused", "horner"], 4)
+    for sharing in SHARINGS[:3]:
+        for layout in LAYOUTS:
+            case = replace(image, sharing=sharing, layout=layout)
+            yield times("forms", case, [*YARDSTICKS, "fused", "horner"], 4)
+
+
+def networks(device: str) -> Iterator[Unit]:
+    """A step of training, and its peak memory."""
+    for network in NETWORKS:
+        plain = "gelu" if network == "vit" else "relu"
+        case = Case(shape=(BATCHES[network],), degree=5, device=device)
+        entries = tuple(Entry(v, case, network) for v in (plain, "fused", "compiled horner", "naive"))
+        yield Unit("networks", "network", entries, 40)
+        yield Unit("networks", "memory", entries, 5.0 * len(entries))
+
+
+def full(device: str) -> Iterator[Unit]:
+    """Everything below."""
+    yield from headline(device, full=True)
+    yield from memory(device, full=True)
+    for suite in (sizes, degrees, channels, threads, every_basis, forms, networks):
+        yield from suite(device)
+
+
+def quick(device: str) -> Iterator[Unit]:
+    """Headline and memory, without what compiles for minutes."""
+    yield from headline(device)
+    yield from memory(device)
+
+
+PRESETS = {
+    "quick": quick,
+    "full": full,
+    "headline": headline,
+    "memory": memory,
+    "sizes": sizes,
+    "degrees": degrees,
+    "channels": channels,
+    "threads": threads,
+    "bases": every_basis,
+    "forms": forms,
+    "networks": networks,
+}
+
+
+def select(units: Iterable[Unit], wanted: dict[str, list]) -> list[Unit]:
+    """What is left of the units by the filters: attribute of the case, or "variant", to the values to keep."""
+
+    def keeps(entry: Entry) -> bool:
+        of = {"variant": entry.variant, "size": entry.case.numel, "pass": entry.case.passes}
+        return all((of[name] if name in of else getattr(entry.case, name)) in kept for name, kept in wanted.items())
+
+    chosen = []
+    for unit in units:
+        entries = tuple(entry for entry in unit.entries if keeps(entry))
+        if entries:
+            chosen.append(replace(unit, entries=entries))
+    return chosen

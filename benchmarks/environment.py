@@ -1,0 +1,80 @@
+"""Where a measurement was made, and the state of the process in which it is made."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import slaf_ext
+
+from .cases import CORES
+
+ROOT = Path(__file__).parent.parent
+
+
+def facts(device: str) -> dict:
+    """What a reader needs to judge, or repeat, the numbers."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": device,
+        "cpu": _cpu(),
+        "cores": CORES,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "slaf_ext": slaf_ext.__version__,
+        "kernels": slaf_ext.ops._C.instruction_set(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _commit() -> str:
+    """The commit, with a mark where files differ from it; "unknown" outside a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=8", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep what is freed, as GPU allocators do. False where malloc is not glibc's.
+
+    By default glibc gives a large block back to the system or keeps it, depending on what was allocated before; given
+    back, it costs a page fault every 4 KiB at the next call, which can exceed the arithmetic.
+    """
+    return _mallopt(_M_MMAP_MAX, 0) and _mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> bool:
+    """Makes malloc give every large block back when it is freed, so that resident memory is live memory."""
+    return _mallopt(_M_MMAP_MAX, 65536) and _mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+    except AttributeError:
+        return False

@@ -1,0 +1,252 @@
+"""How a variant is checked and timed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from slaf_ext import bases
+
+from . import environment, oracle, variants
+from .cases import DTYPES, Case, Entry, Unit
+from .variants import Prepared, Unavailable
+
+# An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all.
+# It leaves room for powers of x, which lose digits as the degree grows; the error itself stands in the table.
+LIMITS = {"fp64": 1e-8, "fp32": 1e-2, "fp16": 2e-2, "bf16": 6e-2}
+
+BLOCK_SECONDS = 0.01  # calls in a row before the next variant has its turn
+LEAST_ROUNDS, MOST_ROUNDS = 7, 101
+
+
+class Wrong(Exception):
+    """The variant computes something else."""
+
+
+def inputs(case: Case) -> tuple[Tensor, Tensor]:
+    """x, uniform on the basis's own interval, and grad_output, of the case's layout."""
+    generator = torch.Generator().manual_seed(0)
+    lo, hi = bases.get(case.basis).domain
+    order = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
+
+    def draw(make: Callable) -> Tensor:
+        t = make(case.shape, generator=generator).to(DTYPES[case.dtype]).to(case.device)
+        return t.contiguous(memory_format=order)
+
+    return (draw(torch.rand) * (hi - lo) + lo).requires_grad_(), draw(torch.randn)
+
+
+def action(prepared: Prepared, x: Tensor, grad_output: Tensor, passes: str) -> Callable[[], dict[str, Tensor]]:
+    """The call to be timed. It returns y and the gradients, whichever the pass has."""
+    wanted = (x, *prepared.params)  # a constant polynomial does not depend on x: materialize_grads
+    names = ("dx", *("dcoeffs" for _ in prepared.params))
+    if passes == "forward":
+        x = x.detach()
+        params = tuple(p.detach() for p in prepared.params)
+
+        def forward():
+            with torch.no_grad():
+                return {"y": prepared.forward(x, *params)}
+
+        return forward
+    if passes == "backward":
+        y = prepared.forward(x, *prepared.params)
+
+        def backward():
+            return dict(
+                zip(
+                    names,
+                    torch.autograd.grad(y, wanted, grad_output, retain_graph=True, materialize_grads=True),
+                    strict=True,
+                )
+            )
+
+        return backward
+
+    def both():
+        y = prepared.forward(x, *prepared.params)
+        return {
+            "y": y,
+            **dict(zip(names, torch.autograd.grad(y, wanted, grad_output, materialize_grads=True), strict=True)),
+        }
+
+    return both
+
+
+def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor]) -> dict:
+    """The errors against float64.
+
+    Raises:
+        Wrong: one of them is beyond what rounding explains.
+    """
+    case = entry.case
+    if prepared.basis is not None:
+        outputs = {name: t.detach() for name, t in outputs.items()}
+        coeffs = variants.coefficients(case)
+        found = oracle.errors(case, coeffs, bases.get(case.basis), x.detach(), grad_output, outputs, prepared.basis)
+    else:
+        found = _yardstick_errors(prepared, x, grad_output, outputs, case.passes)
+    limit = LIMITS[case.dtype]
+    for name, error in found.items():
+        if not error <= limit:
+            raise Wrong(f"{name} is off by {error:.1e} of its largest value; the limit for {case.dtype} is {limit:.0e}")
+    y = outputs.get("y")
+    if y is not None and (y.dtype, y.shape) != (x.dtype, x.shape):
+        raise Wrong(f"y is {y.dtype} of shape {tuple(y.shape)}, x {x.dtype} of shape {tuple(x.shape)}")
+    return found
+
+
+def _yardstick_errors(prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor], passes: str):
+    """A yardstick is torch's own operator: it is compared with itself in float64."""
+    wide = Prepared(prepared.forward, tuple(p.detach().double().requires_grad_() for p in prepared.params))
+    true = action(wide, x.detach().double().requires_grad_(), grad_output.double(), passes)()
+    return {
+        name: ((outputs[name].double() - t).abs().max() / t.abs().max().clamp(min=1e-300)).item()
+        for name, t in true.items()
+    }
+
+
+def saved_bytes(prepared: Prepared, x: Tensor) -> int:
+    """Bytes that the forward pass keeps for the backward, each storage once."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = prepared.forward(x, *prepared.params)
+    del y
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def copy_action(case: Case, x: Tensor) -> Callable[[], Tensor]:
+    """A copy into memory that exists already: the bandwidth that is to be had at this size."""
+    source, target = x.detach(), torch.empty_like(x, requires_grad=False)
+    return functools.partial(target.copy_, source)
+
+
+class Clock:
+    """Seconds a call, of a block of calls, with the case's number of threads."""
+
+    def __init__(self, run: Callable, case: Case) -> None:
+        self.case = case
+        self.timer = Timer("run()", globals={"run": run}, num_threads=case.threads)
+        self.run = run
+        once = min(self.seconds(1), self.seconds(1))
+        self.calls = max(1, min(10_000, round(BLOCK_SECONDS / once)))
+
+    def seconds(self, calls: int | None = None) -> float:
+        calls = calls or self.calls
+        if not self.case.device.startswith("cuda"):
+            return self.timer.timeit(calls).median
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.run()
+        start.record()
+        for _ in range(calls):
+            self.run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+
+
+def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
+    """Checks the entries and measures them in rounds: a block of each, then of each again, …
+
+    So whatever else the machine does meets all variants alike, and a ratio is taken within a round.
+
+    Returns:
+        A record for every entry, and one named "copy" for every case.
+    """
+    torch._dynamo.reset()  # compiled code of one unit must not make the next one recompile
+    records: list[dict] = []
+    clocks: list[Clock | None] = []
+    tensors: dict[Case, tuple[Tensor, Tensor]] = {}
+    for entry in unit.entries:
+        case = entry.case
+        enter(case)
+        tick(entry.variant)
+        if case not in tensors:
+            tensors[case] = inputs(case)
+            records.append({**entry.as_json(), "variant": "copy"})
+            clocks.append(Clock(copy_action(case, tensors[case][0]), case))
+        record, clock = _checked(entry, *tensors[case])
+        records.append({**entry.as_json(), **record})
+        clocks.append(clock)
+    interleave(records, clocks, unit.seconds, tick)
+    return records
+
+
+def _checked(entry: Entry, x: Tensor, grad_output: Tensor) -> tuple[dict, Clock | None]:
+    """What is to be said of an entry before it is timed, and a clock if it is right."""
+    case = entry.case
+    start = perf_counter()
+    try:
+        prepared = variants.prepare(entry.variant, case)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compilers', about themselves
+            run = action(prepared, x, grad_output, case.passes)
+            outputs = run()
+        record = {"first_call_seconds": perf_counter() - start}
+        record["errors"] = check(entry, prepared, x, grad_output, outputs)
+        del outputs
+        if case.passes != "forward":
+            record["saved_bytes"] = saved_bytes(prepared, x)
+        return record, Clock(run, case)
+    except Unavailable as reason:
+        return {"skipped": str(reason)}, None
+    except Wrong as reason:
+        return {"refused": str(reason)}, None
+    except RuntimeError as reason:  # torch's and its compilers': one variant that fails must not end the run
+        return {"skipped": f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}"}, None
+
+
+def enter(case: Case) -> None:
+    """Puts the process into the state that the case asks for."""
+    torch.set_num_threads(case.threads)
+    environment.return_freed_memory() if case.memory == "fresh" else environment.keep_freed_memory()
+
+
+def interleave(
+    records: list[dict], clocks: Sequence[Clock | None], seconds: float, tick: Callable[[str], None]
+) -> None:
+    """Adds to each record that has a clock the seconds of a call, round by round, and how disturbed each block was."""
+    timed = [(record, clock) for record, clock in zip(records, clocks, strict=True) if clock is not None]
+    for record, clock in timed:
+        record.update(calls=clock.calls, seconds=[], waited=[])
+    deadline = perf_counter() + seconds
+    for round_ in _rounds(deadline):
+        for i in range(len(timed)):  # a different one begins each time, so that none always follows the same
+            record, clock = timed[(i + round_) % len(timed)]
+            tick(record["variant"])
+            enter(clock.case)
+            start, waited = perf_counter(), waiting_seconds()
+            record["seconds"].append(clock.seconds())
+            record["waited"].append((waiting_seconds() - waited) / (perf_counter() - start))
+
+
+def _rounds(deadline: float) -> Iterator[int]:
+    for round_ in range(MOST_ROUNDS):
+        if round_ >= LEAST_ROUNDS and perf_counter() > deadline:
+            return
+        yield round_
+
+
+def waiting_seconds() -> float:
+    """How long this process's threads have been ready to run while something else held the core.
+
+    Known to the nanosecond, on Linux; elsewhere 0, and every block counts.
+    """
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError):  # a thread may end meanwhile
+            total += int(path.read_text().split()[1])
+    return total / 1e9

@@ -1,0 +1,184 @@
+"""A step of training of three small networks on synthetic data, with one activation or another."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import slaf_ext
+from slaf_ext import bases
+
+from . import measure, variants
+from .cases import Entry, Unit
+
+Activation = Callable[[], nn.Module]
+CLASSES = 10
+
+
+class Polynomial(nn.Module):
+    """One polynomial for the layer, near the identity, by the form of one of the variants."""
+
+    def __init__(self, form: variants.Form, coeffs: Tensor) -> None:
+        super().__init__()
+        self.form = form
+        self.coeffs = nn.Parameter(coeffs.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(x, self.coeffs)
+
+
+def activation(entry: Entry) -> Activation:
+    """Makes the entry's activation; all layers share one compiled function."""
+    if entry.variant in ("relu", "gelu"):
+        return {"relu": nn.ReLU, "gelu": nn.GELU}[entry.variant]
+    make, powers = variants.POLYNOMIALS[entry.variant]
+    coeffs = start(entry)
+    if powers:
+        coeffs = torch.tensor(variants.to_monomials(coeffs.numpy(), bases.get(entry.case.basis)))
+    return functools.partial(Polynomial, make(entry.case), coeffs.float())
+
+
+def start(entry: Entry) -> Tensor:
+    """The identity, bent so slightly that seventeen of them in a row still map 10 to something finite; float64."""
+    coeffs = 0.1 * 16.0 ** -torch.arange(entry.case.degree + 1, dtype=torch.float64)
+    coeffs[:2] = torch.tensor([0.0, 1.0])
+    return coeffs.float().double()
+
+
+def mlp(act: Activation) -> nn.Module:
+    sizes = 784, 1024, 1024
+    hidden = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), nn.BatchNorm1d(o), act())]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], CLASSES))
+
+
+class Residual(nn.Module):
+    def __init__(self, act: Activation, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), act(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+        same = inputs == outputs and stride == 1
+        self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.body(x) + self.skip(x))
+
+
+def resnet(act: Activation) -> nn.Module:
+    """ResNet-18's four stages of two blocks, for images of 32 x 32, half as wide."""
+    widths = 32, 32, 64, 128, 256
+    blocks = []
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        blocks += [Residual(act, inputs, outputs, 2 if i else 1), Residual(act, outputs, outputs, 1)]
+    stem = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), act()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES))
+
+
+class Block(nn.Module):
+    def __init__(self, act: Activation, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), act(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(attended)
+        return x + self.mlp(self.norms[1](x))
+
+
+def vit(act: Activation) -> nn.Module:
+    """Four blocks of width 192 on the 64 patches of an image of 32 x 32."""
+    width = 192
+    patches = nn.Conv2d(3, width, 4, 4), nn.Flatten(2), _Transpose()
+    return nn.Sequential(
+        *patches, *(Block(act, width, 3) for _ in range(4)), _MeanOverTokens(), nn.Linear(width, CLASSES)
+    )
+
+
+class _Transpose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class _MeanOverTokens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+NETWORKS = {"mlp": (mlp, (784,)), "resnet": (resnet, (3, 32, 32)), "vit": (vit, (3, 32, 32))}
+
+
+def build(entry: Entry) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, a batch and its labels; the same weights and data for every variant."""
+    make, shape = NETWORKS[entry.network or ""]
+    torch.manual_seed(0)
+    model = make(activation(entry))
+    x = torch.randn(*entry.case.shape, *shape)
+    labels = torch.randint(CLASSES, entry.case.shape)
+    return model.to(entry.case.device), x.to(entry.case.device), labels.to(entry.case.device)
+
+
+def training_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> Tensor:
+        loss = functional.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()  # last, so that the gradients count as memory of the step
+        return loss
+
+    return step
+
+
+def check(entry: Entry) -> dict[str, float]:
+    """The error of the first loss and of its gradient in the first weights, against the network in float64.
+
+    Raises:
+        measure.Wrong: one is beyond what rounding explains.
+    """
+    found = {}
+    model, x, labels = build(entry)
+    wide, _, _ = build(entry)
+    for module in wide.modules():
+        if isinstance(module, Polynomial):
+            module.form = lambda x, a: slaf_ext.reference.slaf(x, a, entry.case.basis)
+            module.coeffs = nn.Parameter(start(entry).to(x.device))
+    results = []
+    for network, batch in ((model, x), (wide.double(), x.double())):
+        loss = functional.cross_entropy(network(batch), labels)
+        (gradient,) = torch.autograd.grad(loss, next(network.parameters()))
+        results.append((loss.double(), gradient.double()))
+    for name, got, true in zip(("loss", "gradient"), *results, strict=True):
+        found[name] = ((got - true).abs().max() / true.abs().max()).item()
+        if not found[name] <= measure.LIMITS["fp32"]:
+            raise measure.Wrong(f"the {name} is off by {found[name]:.1e} of its largest value")
+    return found
+
+
+def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
+    """Checks the networks and measures their steps in rounds."""
+    torch._dynamo.reset()
+    records, clocks = [], []
+    for entry in unit.entries:
+        measure.enter(entry.case)
+        tick(f"{entry.network} {entry.variant}")
+        try:
+            record: dict = {"errors": check(entry)}
+            clock = measure.Clock(training_step(*build(entry)), entry.case)
+        except measure.Wrong as reason:
+            record, clock = {"refused": str(reason)}, None
+        records.append({**entry.as_json(), **record})
+        clocks.append(clock)
+    measure.interleave(records, clocks, unit.seconds, tick)
+    return records

@@ -1,0 +1,491 @@
+"""The harness itself, on tiny inputs. No time is asserted anywhere."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import slaf_ext
+from slaf_ext import bases
+
+pytest.importorskip("matplotlib", reason="the benchmarks need the extra 'bench'")
+pytest.importorskip("tqdm", reason="the benchmarks need the extra 'bench'")
+
+import benchmarks.__main__ as command
+from benchmarks import bars, cases, compare, figures, measure, memory, networks, oracle, report, results, variants
+from benchmarks.cases import Case, Entry, Unit
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "benchmarks" / "results" / "sample.jsonl"
+TINY = Case(shape=(64,), degree=3, threads=1)
+EAGER = ("clone", "relu", "gelu", "prelu", "fused", "naive", "stacked", "horner", "clenshaw")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch, tmp_path):
+    """Short blocks, few rounds, the presets' folder out of the way, and the process left as it was."""
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 1e-5)
+    monkeypatch.setattr(measure, "LEAST_ROUNDS", 3)
+    monkeypatch.setattr(measure, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(results, "LOCAL", tmp_path / "local")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A preset of two units."""
+
+    def units(device):
+        """Two units."""
+        for degree in (2, 3):
+            case = dataclasses.replace(TINY, degree=degree, device=device)
+            yield cases.times("headline", case, ("relu", "fused", "naive"), 0.01)
+
+    monkeypatch.setitem(cases.PRESETS, "quick", units)
+    return units
+
+
+def measured(*units: Unit) -> list[dict]:
+    return [record for unit in units for record in command.KINDS[unit.kind](unit, lambda what: None)]
+
+
+# ------------------------------------------------------------------ variants
+
+
+@pytest.mark.parametrize("sharing", cases.SHARINGS)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_every_eager_variant_is_right_and_timed(sharing, layout):
+    case = dataclasses.replace(TINY, shape=(2, 16, 3, 3), sharing=sharing, layout=layout)
+    for record in measured(cases.times("x", case, EAGER, 0)):
+        if record["variant"] == "prelu" and sharing in ("group", "feature"):
+            assert "skipped" in record
+            continue
+        assert len(record["seconds"]) == len(record["waited"]) == 3, record
+        assert all(s > 0 for s in record["seconds"])
+
+
+@pytest.mark.parametrize("basis", bases.names())
+@pytest.mark.parametrize("degree", [0, 1, 2, 7])
+def test_every_form_computes_the_same_polynomial_in_every_basis(basis, degree):
+    case = dataclasses.replace(TINY, basis=basis, degree=degree, dtype="fp64")
+    for record in measured(cases.times("x", case, ("fused", "naive", "stacked", "horner", "clenshaw"), 0)):
+        assert "seconds" in record, record
+
+
+@pytest.mark.parametrize("passes", cases.PASSES)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_every_pass_and_dtype(passes, dtype):
+    case = dataclasses.replace(TINY, passes=passes, dtype=dtype)
+    wanted = {"forward": {"y"}, "backward": {"dx", "dcoeffs"}, "both": {"y", "dx", "dcoeffs"}}[passes]
+    (fused,) = (r for r in measured(cases.times("x", case, ("fused",), 0)) if r["variant"] == "fused")
+    assert set(fused["errors"]) == wanted
+    assert "seconds" in fused
+
+
+def test_compiled_variants_run():
+    (record,) = (r for r in measured(cases.times("x", TINY, ("compiled horner",), 0)) if r["variant"] != "copy")
+    assert "seconds" in record, record
+    assert record["first_call_seconds"] > 0
+
+
+def off_by_a_little(case):
+    return lambda x, coeffs: slaf_ext.slaf(x, coeffs, case.basis) * 1.02
+
+
+def wrong_gradient(case):
+    return lambda x, coeffs: slaf_ext.slaf(x, coeffs.detach(), case.basis) + 0 * coeffs.sum()
+
+
+def not_a_number(case):
+    return lambda x, coeffs: slaf_ext.slaf(x, coeffs, case.basis) * float("nan")
+
+
+def of_another_dtype(case):
+    return lambda x, coeffs: slaf_ext.slaf(x, coeffs, case.basis).double()
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [(off_by_a_little, "y is off by"), (wrong_gradient, "dcoeffs is off by"), (not_a_number, "y is off by inf")],
+)
+def test_a_wrong_variant_is_refused_before_it_is_timed(monkeypatch, form, said):
+    monkeypatch.setitem(variants.POLYNOMIALS, "fused", (form, False))
+    unit = cases.times("x", TINY, ("relu", "fused"), 0)
+    (record,) = (r for r in measured(unit) if r["variant"] == "fused")
+    assert said in record["refused"]
+    assert "seconds" not in record
+
+
+def test_an_output_of_another_dtype_is_refused(monkeypatch):
+    monkeypatch.setitem(variants.POLYNOMIALS, "fused", (of_another_dtype, False))
+    (record,) = (r for r in measured(cases.times("x", dataclasses.replace(TINY, passes="forward"), ("fused",), 0))[1:])
+    assert "float64" in record["refused"]
+
+
+def test_powers_lose_digits_and_are_refused_where_none_is_left():
+    case = dataclasses.replace(TINY, degree=32)
+    found = {r["variant"]: r for r in measured(cases.times("x", case, ("fused", "horner"), 0))}
+    assert "refused" in found["horner"]
+    assert max(found["fused"]["errors"].values()) < 1e-5
+
+
+def test_the_oracle_agrees_with_numpy():
+    import numpy as np
+
+    case = dataclasses.replace(TINY, degree=5)
+    x, g = measure.inputs(case)
+    coeffs = variants.coefficients(case)
+    t = x.detach().double().numpy()
+    chebyshev = np.polynomial.chebyshev
+    outputs = {
+        "y": torch.tensor(chebyshev.chebval(t, coeffs)),
+        "dx": g.double() * torch.tensor(chebyshev.chebval(t, chebyshev.chebder(coeffs))),
+        "dcoeffs": torch.tensor(g.double().numpy() @ chebyshev.chebvander(t, 5)),
+    }
+    basis = bases.get("chebyshev")
+    found = oracle.errors(case, coeffs, basis, x.detach(), g, outputs, basis)
+    assert max(found.values()) < 1e-13
+    outputs["dx"] = outputs["dx"] * 1.001
+    assert oracle.errors(case, coeffs, basis, x.detach(), g, outputs, basis)["dx"] == pytest.approx(1e-3)
+
+
+def test_saved_bytes_are_those_of_x_and_the_coefficients():
+    records = {r["variant"]: r for r in measured(cases.times("x", TINY, ("fused", "relu", "naive"), 0))}
+    assert records["fused"]["saved_bytes"] == 4 * (64 + 4)
+    assert records["relu"]["saved_bytes"] == 4 * 64
+    assert records["naive"]["saved_bytes"] > 4 * 64 * 3
+
+
+def test_a_new_basis_joins_the_sweep_unasked(monkeypatch):
+    monkeypatch.setattr(bases, "_REGISTRY", dict(bases._REGISTRY))
+    bases.register(bases.Basis("newcomer", lambda k: (1.5, 0.1, 0.25)))
+    units = list(cases.every_basis("cpu"))
+    assert [u.entries[0].case.basis for u in units] == list(bases.names())
+    newcomer = next(u for u in units if u.entries[0].case.basis == "newcomer")
+    small = tuple(dataclasses.replace(e, case=dataclasses.replace(e.case, shape=(64,))) for e in newcomer.entries)
+    assert all("seconds" in r for r in measured(dataclasses.replace(newcomer, entries=small, seconds=0)))
+
+
+def test_an_absent_peer_is_skipped_with_a_word(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_activation", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (record,) = measured(cases.times("x", TINY, ("torch_activation",), 0))[1:]
+    assert record["skipped"] == "torch_activation is not installed"
+
+
+# ------------------------------------------------------------ memory, networks
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_resident_growth_sees_what_is_alive_at_once():
+    """Run as memory.unit_records does, in a fresh process: two arrays of 32 MiB, one by one, then both."""
+    code = """
+import torch
+from benchmarks import environment, memory
+environment.return_freed_memory()
+n = 2**23
+def apart():
+    torch.ones(n); torch.ones(n)
+def together():
+    a, b = torch.ones(n), torch.ones(n)
+print(memory.resident_growth(apart) / 2**20, memory.resident_growth(together) / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    apart, together = map(float, done.stdout.split())
+    assert apart == pytest.approx(32, rel=0.1)
+    assert together == pytest.approx(64, rel=0.1)
+
+
+def test_memory_unit_measures_in_a_process_of_its_own():
+    unit = Unit("memory", "memory", (Entry("fused", dataclasses.replace(TINY, shape=(2**20,))),), 0)
+    (record,) = measured(unit)
+    assert record["saved_bytes"] == 4 * (2**20 + 4)
+    if sys.platform.startswith("linux"):
+        assert record["peak_bytes"] == pytest.approx(2 * 4 * 2**20, rel=0.2)
+
+
+def test_a_measuring_process_that_fails_says_so():
+    unit = Unit("memory", "memory", (Entry("no such variant", TINY),), 0)
+    (record,) = measured(unit)
+    assert record["skipped"].startswith("the measuring process ended with: KeyError")
+
+
+@pytest.mark.parametrize("network", cases.NETWORKS)
+def test_networks_step_with_every_activation(network, monkeypatch):
+    case = Case(shape=(2,), degree=5, threads=1)
+    entries = tuple(Entry(v, case, network) for v in ("relu", "fused", "naive"))
+    records = measured(Unit("networks", "network", entries, 0))
+    assert all(max(r["errors"].values()) < 1e-3 and len(r["seconds"]) == 3 for r in records)
+
+
+def test_a_wrong_network_is_refused(monkeypatch):
+    monkeypatch.setitem(variants.POLYNOMIALS, "fused", (not_a_number, False))
+    entry = Entry("fused", Case(shape=(2,), degree=5, threads=1), "mlp")
+    (record,) = measured(Unit("networks", "network", (entry,), 0))
+    assert "refused" in record
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_without_arguments_it_measures_prints_and_keeps(tiny, capsys):
+    assert command.main([]) == 0
+    out, progress = capsys.readouterr()
+    (path,) = results.LOCAL.glob("quick-*.jsonl")
+    assert "fused" in out
+    assert "MISSED" in out or "met" in out or "degree 2" in out
+    assert str(path) in out
+    assert path.with_suffix("").joinpath("headline.png") not in path.parent.iterdir()
+    assert "100%" in progress
+    found = results.load(path)
+    assert len(found.units) == 2
+    assert {"commit", "cpu", "torch", "date", "slaf_ext"} <= found.environment.keys()
+
+
+def test_every_line_fits_80_columns(tiny, capsys):
+    command.main(["run", "--output", str(results.LOCAL / "a.jsonl")])
+    command.main(["report", str(SAMPLE)])
+    command.main(["compare", str(SAMPLE), str(SAMPLE)])
+    command.main(["list"])
+    out = capsys.readouterr().out
+    wide = [line for line in out.splitlines() if len(line) > 79 and str(results.LOCAL) not in line]
+    assert not wide
+
+
+def test_filters(tiny, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    assert command.main(["run", "--degree", "3", "--variant", "fused", "--output", str(path)]) == 0
+    (unit,) = results.load(path).units
+    assert [(e["variant"], e["case"]["degree"]) for e in unit["entries"]] == [("fused", 3)]
+    assert command.main(["run", "--size", "7", "--output", str(tmp_path / "b.jsonl")]) == 1
+    assert "leave nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", cases.PRESETS)
+def test_every_preset_can_be_filtered_to_something(preset):
+    units = list(cases.PRESETS[preset]("cpu"))
+    assert len({u.key for u in units}) == len(units)
+    assert cases.select(units, {"variant": ["fused"]})
+    assert all(e.variant in variants.names() for u in units for e in u.entries)
+
+
+def test_an_interrupted_run_keeps_what_was_measured_and_resumes(tiny, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    times, seen = measure.times, []
+
+    def interrupted(unit, tick):
+        seen.append(unit)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return times(unit, tick)
+
+    monkeypatch.setitem(command.KINDS, "times", interrupted)
+    assert command.main(["run", "--output", str(path)]) == 130
+    assert f"--resume {path}" in capsys.readouterr().out
+    first = path.read_text().splitlines()
+    assert len(first) == 2
+    assert command.main(["run", "--resume", str(path)]) == 0
+    assert path.read_text().splitlines()[:2] == first
+    assert [u.entries[0].case.degree for u in seen] == [2, 3, 3]
+    assert command.main(["run", "--resume", str(path)]) == 0
+    assert len(seen) == 3
+
+
+def test_resume_without_a_file_takes_the_newest(tiny, capsys):
+    assert command.main(["run", "--resume"]) == 1
+    assert "no run to go on with" in capsys.readouterr().err
+    for name in ("a", "b"):
+        command.main(["run", "--output", str(results.LOCAL / f"{name}.jsonl")])
+        os.utime(results.LOCAL / f"{name}.jsonl", (0, 0) if name == "a" else None)
+    assert command.main(["run", "--resume"]) == 0
+    assert "b.jsonl" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_resume_refuses_another_environment(tiny, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    command.main(["run", "--output", str(path)])
+    text = path.read_text()
+    path.write_text(text.replace(f'"torch":"{torch.__version__}"', '"torch":"1.0"'))
+    assert command.main(["run", "--resume", str(path)]) == 1
+    assert "measured with torch '1.0'" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_real_process(tmp_path):
+    path = tmp_path / "a.jsonl"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", "run", "headline", "--variant", "relu", "--output", path],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text().count("\n") >= 1) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert "Interrupted. Go on with" in out
+    assert results.load(path).environment["device"] == "cpu"
+
+
+def test_an_existing_file_is_not_overwritten(tiny, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text("precious")
+    assert command.main(["run", "--output", str(path)]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        ("", "is no results file"),
+        ("{]", "is no results file"),
+        ("[1, 2]\n", "is no results file"),
+        ('{"format": 0, "environment": {"commit": "abc"}}\n', "has format 0, and this version reads format 1"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["report"], ["compare", str(SAMPLE)], ["run", "--resume"]])
+def test_a_file_that_is_none_or_older_ends_in_a_sentence(tmp_path, capsys, arguments, content, said):
+    path = tmp_path / "a.jsonl"
+    if content is not None:
+        path.write_text(content)
+    assert command.main([*arguments, str(path)]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert content is None or path.read_text() == content
+
+
+def test_a_torn_line_costs_itself_alone(tiny, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    command.main(["run", "--output", str(path)])
+    text = path.read_text()
+    path.write_text(text[:-200])
+    found = results.load(path)
+    assert len(found.units) == 1
+    assert found.remarks == [f"{path}, line 3: damaged, left out."]
+    assert command.main(["report", str(path)]) == 0
+    assert "damaged" in capsys.readouterr().err
+    assert command.main(["run", "--resume", str(path)]) == 0
+    assert path.read_text().startswith(text[:-200] + "\n")
+    assert len(results.load(path).units) == 2
+
+
+@pytest.mark.parametrize("subcommand", [[], ["run"], ["report"], ["compare"], ["list"]])
+def test_help_teaches(subcommand, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main([*subcommand, "--help"])
+    assert stop.value.code == 0
+    assert "usage: python -m benchmarks" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------ report, compare
+
+
+def test_report_on_the_stored_sample(capsys, tmp_path):
+    assert command.main(["report", str(SAMPLE), "--figures", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "bars met" in out
+    for name in ("headline", "networks"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_the_same_numbers_draw_the_same_figure(tmp_path):
+    drawn = [figures.draw_all([results.load(SAMPLE)], tmp_path / name) for name in ("a", "b")]
+    assert drawn[0]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*drawn, strict=True))
+
+
+def test_the_block_is_written_between_the_markers_and_nowhere_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert command.main(["report", str(SAMPLE), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text
+    assert "**fused**" in text
+    assert report.regenerated(readme) == text
+    readme.write_text(text.replace("| **fused** |", "| **fused** | 0"))
+    assert report.regenerated(readme) != readme.read_text()
+
+
+def test_a_readme_without_markers_ends_in_a_sentence(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    assert command.main(["report", str(SAMPLE), "--readme", str(readme)]) == 1
+    assert "0 pairs of markers" in capsys.readouterr().err
+    assert readme.read_text() == "nothing"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "benchmarks/README.md"])
+def test_the_numbers_in_the_text_are_those_of_the_raw_files(readme):
+    path = ROOT / readme
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not text.partition(report.BEGIN)[2].partition(report.END)[0].strip():
+        pytest.skip(f"{readme} shows no numbers")
+    assert report.regenerated(path) == path.read_text(encoding="utf-8")
+
+
+def scaled(tmp_path: Path, variant: str, factor: float) -> Path:
+    """The sample with one variant's times multiplied."""
+    lines = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
+    for record in (r for line in lines[1:] for r in line["records"]):
+        if record["variant"] == variant and "seconds" in record:
+            record["seconds"] = [factor * s for s in record["seconds"]]
+    path = tmp_path / f"{variant}-{factor}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_compare_names_what_became_slower(tmp_path):
+    same = compare.text(results.load(SAMPLE), results.load(SAMPLE))
+    assert "0 slower, 0 faster" in same
+    slower = compare.text(results.load(SAMPLE), results.load(scaled(tmp_path, "fused", 10)))
+    regressions = [line for line in slower.splitlines() if line.startswith("regression:")]
+    assert regressions
+    assert all("fused" in line and "x 10.000" in line for line in regressions)
+    faster = compare.text(results.load(SAMPLE), results.load(scaled(tmp_path, "fused", 0.1)))
+    assert "regression:" not in faster
+    assert "faster" in faster
+
+
+def test_a_bar_is_met_or_missed_by_the_numbers(tmp_path):
+    def missed(factor):
+        found = bars.verdicts([results.load(scaled(tmp_path, "relu", factor))])
+        return {v.bar.text for v in found if not v.met}
+
+    assert "degree 8: fused / relu" in missed(1e-3)
+    assert "degree 8: fused / relu" not in missed(1e3)
+
+
+def test_disturbed_blocks_do_not_count():
+    record = {
+        **Entry("fused", TINY).as_json(),
+        "seconds": [1.0, 1.0, 1.0, 9.0, 9.0, 9.0],
+        "waited": [0, 0, 0, 0.5, 0.5, 0.5],
+    }
+    unit = {"suite": "x", "kind": "times", "entries": [], "records": [record]}
+    (group,) = report.groups([results.Results(Path("x"), {}, {}, [unit])])
+    assert group[0].time.high == 1.0
+    assert not group[0].disturbed
+    record["waited"] = [0.5] * 6
+    assert group[0].disturbed
+    assert group[0].time.high == 9.0
+
+
+def test_memory_and_network_modules_are_what_the_kinds_name():
+    assert command.KINDS["memory"] is memory.unit_records
+    assert command.KINDS["network"] is networks.times
