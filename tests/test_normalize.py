@@ -370,6 +370,7 @@ def test_only_the_gradients_that_are_needed():
     assert torch.autograd.grad(y.square().sum(), x)[0].shape == x.shape
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func's own
 def test_transforms_take_the_definition():
     x, coeffs = case((4, 3), 1, 2)
     step = 1e-6

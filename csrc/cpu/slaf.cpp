@@ -329,8 +329,8 @@ std::vector<double> values_at(double x, const std::vector<Row>& rows) {
   return phi;
 }
 
-// For every group the mean of phi_k over a few of its elements. Shifting by it makes the one sweep for the moments
-// safe: of m elements, S in the sample, (shift - mean)^2 <= m / S variance, so few digits can cancel, whatever x is.
+// For every group the mean of phi_k over a few of its elements: near enough to the mean of all, but for an unlucky
+// sample, that sums of what is left lose no digits when the square of their mean is subtracted.
 template <typename S>
 Table sample_means(const Arguments& a) {
   const auto [outer, groups, inner] = a.layout;
@@ -378,15 +378,22 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
     for (int64_t k = 0; k < K; ++k) {
       for (int64_t g = 0; g < groups; ++g) shifts[k][g] = static_cast<T>(means[k][g] / r.scale[k]);
     }
-    const Table sums = sweep<moments, S>(a, r, shifts, nullptr, nullptr);
     auto* to_mean = static_cast<double*>(mean.mutable_data_ptr());
     auto* to_variance = static_cast<double*>(variance.mutable_data_ptr());
-    for (int64_t k = 1; k < K; ++k) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const double moved = sums[k][g] / members, square = sums[K + k][g] / members;
-        const double spread = square - moved * moved;
-        to_mean[g * (K - 1) + k - 1] = r.scale[k] * (shifts[k][g] + moved);
-        to_variance[g * (K - 1) + k - 1] = r.scale[k] * r.scale[k] * (spread < 0 ? 0.0 : spread);
+    // A sample that missed the mean by far is told by the sums, and a second sweep starts from their mean.
+    bool far = true;
+    for (int attempt = 0; far && attempt < 2; ++attempt) {
+      const Table sums = sweep<moments, S>(a, r, shifts, nullptr, nullptr);
+      far = false;
+      for (int64_t k = 1; k < K; ++k) {
+        for (int64_t g = 0; g < groups; ++g) {
+          const double moved = sums[k][g] / members, square = sums[K + k][g] / members;
+          const double spread = std::max(square - moved * moved, 0.0);
+          far = far || moved * moved > 16 * spread;
+          to_mean[g * (K - 1) + k - 1] = r.scale[k] * (shifts[k][g] + moved);
+          to_variance[g * (K - 1) + k - 1] = r.scale[k] * r.scale[k] * spread;
+          shifts[k][g] = static_cast<T>(shifts[k][g] + moved);
+        }
       }
     }
   });
