@@ -20,12 +20,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib import pyplot
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slaf_ext import SLAF
+from slaf_ext import SLAF, overview
 
 KINDS = ("slaf", "hybrid", "relu")
 RATES = (1e-2, 3e-3)
@@ -216,9 +218,28 @@ def train(task: Task, kind: str, rate: float, seed: int, epochs: int | None = No
     return model, statistics.median(times), score(task, model, validation)
 
 
-def experiment(task: Task, seeds: int, bar: tqdm) -> list[dict]:
-    """A row for each kind of network."""
-    rows = []
+def draw(task: Task, models: dict[str, nn.Module], out: Path) -> None:
+    """The learned activations of the last seed's SLAF network; of points in the plane, what each network decides."""
+    name = task.name.replace(" ", "-")
+    overview(models["slaf"], task.data[0][:2000]).savefig(out / f"{name}-activations.png", dpi=120)
+    if task.data[0].shape[1:] == (2,):
+        axis = torch.linspace(-1.3, 1.3, 300)
+        plane = torch.cartesian_prod(axis, axis)
+        figure, axes = pyplot.subplots(1, len(models), figsize=(4 * len(models), 4), layout="constrained")
+        for ax, (kind, model) in zip(axes, models.items(), strict=True):
+            with torch.no_grad():
+                decided = model.eval()(plane).argmax(1).reshape(300, 300).T.numpy()
+            ax.pcolormesh(axis.numpy(), axis.numpy(), decided, cmap="coolwarm", alpha=0.4)
+            ax.scatter(*task.data[0][::10].T.numpy(), c=task.data[1][::10].numpy(), cmap="coolwarm", s=2)
+            ax.set_title(kind)
+            ax.set_aspect("equal")
+        figure.savefig(out / f"{name}-decisions.png", dpi=120)
+    pyplot.close("all")
+
+
+def experiment(task: Task, seeds: int, bar: tqdm, out: Path) -> list[dict]:
+    """A row for each kind of network; pictures are written to `out`."""
+    rows, models = [], {}
     for kind in KINDS:
         by_rate = {}
         for rate in RATES:
@@ -238,6 +259,8 @@ def experiment(task: Task, seeds: int, bar: tqdm) -> list[dict]:
         if kind == "slaf":
             row["naive_seconds"] = train(task, "naive", rate, 0, epochs=3)[1]
         rows.append(row)
+        models[kind] = model
+    draw(task, models, out)
     return rows
 
 
@@ -270,7 +293,10 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, help="a folder with MNIST's IDX files")
     parser.add_argument("--fashion", type=Path, help="a folder with Fashion-MNIST's IDX files")
     parser.add_argument("--cifar10", type=Path, help="a folder with CIFAR-10's binary files")
+    parser.add_argument("--threads", type=int, default=1, help="networks this small lose time by waiting for threads")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    mpl.use("agg")
     if arguments.seeds < 2:
         parser.error(f"--seeds is {arguments.seeds}; a deviation needs at least 2")
     chosen = tasks(arguments.full, arguments.mnist, arguments.fashion, arguments.cifar10)
@@ -279,7 +305,7 @@ def main() -> None:
     with tqdm(total=len(chosen) * len(KINDS) * (arguments.seeds + len(RATES))) as bar:
         for task in chosen:
             bar.set_description(task.name)
-            rows += experiment(task, arguments.seeds, bar)
+            rows += experiment(task, arguments.seeds, bar, arguments.out)
             facts = {"torch": torch.__version__, "machine": platform.platform(), "threads": torch.get_num_threads()}
             (arguments.out / "raw.json").write_text(json.dumps({**facts, "rows": rows}, indent=1))
             (arguments.out / "table.md").write_text(table(rows))

@@ -70,11 +70,20 @@ def test_the_naive_network_is_the_fused_one():
 
 
 def test_a_run_and_its_table(tmp_path):
+    paper.mpl.use("agg")
     task = paper.Task("sparse", paper.sparse_polynomial(4, 2, 200), (6, 6), 2, 1, 2, 32)
     with paper.tqdm(disable=True) as bar:
-        rows = paper.experiment(task, 2, bar)
+        rows = paper.experiment(task, 2, bar, tmp_path)
+    assert (tmp_path / "sparse-activations.png").stat().st_size > 1000
     assert [row["network"] for row in rows] == list(paper.KINDS)
     assert all(len(row["scores"]) == 2 and np.isfinite(row["scores"]).all() for row in rows)
     text = paper.table(rows)
     assert text.count("±") == 4
     assert ("SLAF loses to ReLU on sparse." in text) == (np.mean(rows[0]["scores"]) > np.mean(rows[2]["scores"]))
+
+
+def test_the_picture_of_decisions(tmp_path):
+    paper.mpl.use("agg")
+    task = paper.Task("spiral", paper.two_spiral(50), (4, 4), 3, 2, 1, 20)
+    paper.draw(task, {kind: paper.network(task, kind) for kind in paper.KINDS}, tmp_path)
+    assert (tmp_path / "spiral-decisions.png").stat().st_size > 1000
