@@ -1,15 +1,19 @@
-# make test | bench | lint: each builds what it needs in .venv, and reuses what is there.
+# make test | bench | paper | lint: each builds what it needs in .venv, and reuses what is there.
 PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*) setup.py pyproject.toml
 
-.PHONY: test bench lint clean
+.PHONY: test bench paper lint clean
 
 test: .venv/built
 	$(PY) -m pytest $(ARGS)
 
 bench: .venv/built
 	$(PY) -m benchmarks $(ARGS)
+
+# The experiments of the paper, quick preset.
+paper: .venv/built
+	$(PY) -m benchmarks.paper $(ARGS)
 
 # Warnings are errors in our own C++, under both standards that torch builds extensions with.
 lint: .venv/built
