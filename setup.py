@@ -23,7 +23,7 @@ setup(
     ext_modules=[
         CppExtension(
             "slaf_ext._C",
-            ["csrc/ops.cpp", "csrc/cpu/slaf.cpp", "csrc/module.cpp"],
+            ["csrc/ops.cpp", "csrc/arguments.cpp", "csrc/cpu/slaf.cpp", "csrc/module.cpp"],
             include_dirs=[pybind11.get_include()],
             depends=headers,
             extra_compile_args={"cxx": flags},
