@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -123,6 +124,13 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
 
 }  // namespace
 }  // namespace slaf_ext::cuda
+
+// For `python -m slaf_ext`: the toolkit that built this, as 1000 major + 10 minor, and the i-th architecture, or 0.
+extern "C" __attribute__((visibility("default"))) int slaf_ext_cuda_toolkit() { return CUDART_VERSION; }
+extern "C" __attribute__((visibility("default"))) int slaf_ext_cuda_architecture(int i) {
+  constexpr int architectures[] = {__CUDA_ARCH_LIST__};
+  return i < static_cast<int>(std::size(architectures)) ? architectures[i] : 0;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CUDA, m) {
   m.impl("slaf", TORCH_BOX(&slaf_ext::cuda::slaf));

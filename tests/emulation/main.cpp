@@ -108,7 +108,7 @@ void run_case() {
   std::fflush(stdout);
 }
 
-// Follows threads of the first, the middle and the last blocks through a layout too large to fill, and compares the
+// Follows threads of a few blocks through a layout too large to fill, the last number's among them, and compares the
 // places that they visit with those that division gives. Puts the number that differ, and the farthest place.
 void follow() {
   int64_t size[3], storage_bytes, has_sums;
@@ -124,7 +124,8 @@ void follow() {
   const Grid grid = cut(p, count, 4, 132 * 4, max_threads);
   const Geometry& g = grid.geometry;
   int64_t wrong = 0, farthest = 0;
-  for (const int64_t b : {int64_t{0}, grid.blocks() / 2, grid.blocks() - 1}) {
+  const int64_t last_cell = (g.items - 1) % g.step * g.cells / g.step;
+  for (const int64_t b : {int64_t{0}, grid.blocks() / 2, last_cell * g.pieces + g.pieces - 1, grid.blocks() - 1}) {
     for (int t = 0; t < grid.threads; ++t) {
       blockDim.x = grid.threads;
       blockIdx.x = static_cast<unsigned>(b);
