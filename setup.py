@@ -37,8 +37,8 @@ def cuda_home() -> Path | None:
     wanted = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else version[0]
     if version[0] != wanted or version < (12, 1):
         raise SystemExit(
-            f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and torch was built with CUDA {torch.version.cuda}; set "
-            f"CUDA_HOME to a CUDA {max(wanted, 12)} toolkit, 12.1 or later, or SLAF_EXT_CUDA=0 for the CPU kernels alone."
+            f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and torch was built with CUDA {torch.version.cuda}; "
+            f"set CUDA_HOME to a toolkit of CUDA {max(wanted, 12)}, 12.1 or later, or SLAF_EXT_CUDA=0 to do without."
         )
     compiler = os.environ.get("CXX", "g++")
     compiler_version = subprocess.check_output([compiler, "-dumpversion"], text=True).strip()

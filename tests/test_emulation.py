@@ -51,7 +51,9 @@ def sanitized(request, tmp_path_factory):
     return Emulator(tmp_path_factory.mktemp("emulation"), request.param)
 
 
-def make(layout, degree, basis="chebyshev", dtype=torch.float32, coeffs_dtype=None, domain=None, outside=EXTRAPOLATE, **more):
+def make(
+    layout, degree, basis="chebyshev", dtype=torch.float32, coeffs_dtype=None, domain=None, outside=EXTRAPOLATE, **more
+):
     mapped = bases.mapped(bases.get(basis), degree, domain)
     rows = [tuple(mapped.rows[i : i + 3]) for i in range(0, len(mapped.rows), 3)]
     scale = 1.0 if outside == EXTRAPOLATE else 1.6
@@ -67,9 +69,7 @@ def cpu(case: Case):
     spec = (flat, 1, case.center, case.lo, case.hi, case.outside)
     if case.grad_output is None:
         return torch.ops.slaf_ext.slaf(case.x, case.coeffs, *spec), None
-    return torch.ops.slaf_ext.slaf_backward(
-        case.grad_output, case.x, case.coeffs, *spec, case.need_x, case.need_coeffs
-    )
+    return torch.ops.slaf_ext.slaf_backward(case.grad_output, case.x, case.coeffs, *spec, case.need_x, case.need_coeffs)
 
 
 def tolerance(case: Case) -> float:
@@ -196,7 +196,9 @@ def test_large_degree(plain):
     run_and_check(plain, both(*make((2, 3, 33), 130, dtype=torch.float64)))
 
 
-@pytest.mark.parametrize("layout", [(1, 1, 2**31 + 1), (3, 1, 2**30), (2**27, 3, 7), (2, 64, 2**26 + 4), (2**31 + 5, 1, 1)])
+@pytest.mark.parametrize(
+    "layout", [(1, 1, 2**31 + 1), (3, 1, 2**30), (2**27, 3, 7), (2, 64, 2**26 + 4), (2**31 + 5, 1, 1)]
+)
 @pytest.mark.parametrize("storage_bytes", [2, 4])
 @pytest.mark.parametrize("has_sums", [False, True])
 def test_more_than_2_31_numbers(plain, layout, storage_bytes, has_sums):

@@ -99,14 +99,20 @@ class Emulator:
             tensors = []
             for like in (case.x, case.coeffs):
                 count = like.numel() * like.element_size()
-                data = torch.frombuffer(bytearray(answer[at : at + count]), dtype=like.dtype) if count else like.new_empty(0)
+                data = (
+                    torch.frombuffer(bytearray(answer[at : at + count]), dtype=like.dtype)
+                    if count
+                    else like.new_empty(0)
+                )
                 tensors.append(data.view(like.shape))
                 at += count
             results.append(Result(launches, *tensors))
         return results
 
-    def follow(self, outer: int, groups: int, inner: int, storage_bytes: int, has_sums: bool) -> tuple[int, int, int, int]:
-        """Places visited wrongly, the farthest place, the numbers of an item and the blocks, for a layout of any size."""
+    def follow(
+        self, outer: int, groups: int, inner: int, storage_bytes: int, has_sums: bool
+    ) -> tuple[int, int, int, int]:
+        """Places visited wrongly, the farthest place, the numbers of an item and the blocks, for any layout."""
         return struct.unpack("=4q", self.talk(struct.pack("=6q", 1, outer, groups, inner, storage_bytes, has_sums)))
 
 
