@@ -20,7 +20,7 @@ cxx = [*common, "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden
 
 
 def cuda_home() -> Path | None:
-    """Where CUDA is, if its kernels are built: where SLAF_EXT_CUDA is 1, or it is unset and torch and nvcc are there."""
+    """Where CUDA is, if its kernels are built: if SLAF_EXT_CUDA is 1, or it is unset and torch and nvcc are there."""
     asked = os.environ.get("SLAF_EXT_CUDA", "1" if torch.version.cuda else "0")
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(named, "bin/nvcc") if named else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")

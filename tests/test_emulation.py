@@ -220,4 +220,6 @@ def test_sanitized(sanitized):
         cases += both(*make((5, 3, 49), degree))
         cases += both(*make((37, 3, 1), degree, dtype=torch.float16))
     cases += both(*make((1, 1, 515), 3, offsets=(1, 2, 3), multiprocessors=2))
+    # So many blocks that several threads share the work of `reduce`.
+    cases += both(*make((1, 1, 1037), 3, threads=32, multiprocessors=4))
     run_and_check(sanitized, cases)
