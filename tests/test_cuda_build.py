@@ -76,8 +76,8 @@ def test_no_spills(report, capsys):
                 counts = " ".join(f"{table[row][arch, degree]:4}" for degree in degrees)
                 print(f"{row[0]:9} {row[1]:9} {row[2]:8} sm_{arch:4} {counts}")
         print(f"{'degree':34} {' '.join(f'{degree:4}' for degree in degrees)}")
-    spilled = [(arch, name) for arch, name, _, frame, spills in found if frame or spills]
-    assert not spilled
+    spilled = [f"sm_{arch}: {name}" for arch, name, _, frame, spills in found if frame or spills]
+    assert not spilled, "\n".join(spilled)
 
 
 def test_check_sees_spills():

@@ -322,7 +322,7 @@ struct TabledSweep {
 template <typename S, int highest, bool has_sums>
 inline constexpr int resident_blocks = [] {
   constexpr int words = sizeof(compute_t<S>) / 4, packs = 4 * tile<S> * words;
-  return 65536 / max_threads / (24 * words + packs + (has_sums ? words * (highest + 1) + 10 : 0));
+  return 65536 / max_threads / ((words == 1 ? 24 : 64) + packs + (has_sums ? words * (highest + 1) + 10 : 0));
 }();
 
 // Coefficients of neighbouring columns lie an odd number apart, in different banks of shared memory.
