@@ -1,33 +1,69 @@
 """Builds the extension; everything else about the package stands in pyproject.toml."""
 
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pybind11
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils import cpp_extension
 
 root = Path(__file__).parent
-headers = [str(path.relative_to(root)) for path in root.glob("csrc/**/*.h")]
+headers = [str(path.relative_to(root)) for path in [*root.glob("csrc/**/*.h"), *root.glob("csrc/**/*.cuh")]]
 
 # The stable ABI of torch 2.10: one binary serves every torch from there on.
-flags = [
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
-    "-O3",
-    "-ffp-contract=fast",
-    "-fno-trapping-math",
-    "-fvisibility=hidden",
-    "-Wno-psabi",
-]
+common = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-O3"]
+cxx = [*common, "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
 
-setup(
-    ext_modules=[
-        CppExtension(
-            "slaf_ext._C",
-            ["csrc/ops.cpp", "csrc/cpu/slaf.cpp", "csrc/module.cpp"],
-            include_dirs=[pybind11.get_include()],
-            depends=headers,
-            extra_compile_args={"cxx": flags},
+
+def cuda_home() -> Path | None:
+    """Where CUDA is, if its kernels are built: if SLAF_EXT_CUDA is 1, or it is unset and torch and nvcc are there."""
+    asked = os.environ.get("SLAF_EXT_CUDA", "1" if torch.version.cuda else "0")
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = Path(named, "bin/nvcc") if named else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+    if asked == "0":
+        return None
+    if not nvcc.exists():
+        advice = f"no nvcc at {nvcc}; install the CUDA toolkit {torch.version.cuda or ''} or set CUDA_HOME to it"
+        if "SLAF_EXT_CUDA" in os.environ:
+            raise SystemExit(f"slaf_ext: SLAF_EXT_CUDA={asked} asks for the CUDA kernels and there is {advice}.")
+        print(f"slaf_ext: the CPU kernels alone are built: there is {advice} for the CUDA kernels.")
+        return None
+    release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    version = (int(release[1]), int(release[2])) if release else (0, 0)
+    wanted = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else version[0]
+    if version[0] != wanted or version < (12, 1):
+        raise SystemExit(
+            f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and torch was built with CUDA {torch.version.cuda}; "
+            f"set CUDA_HOME to a toolkit of CUDA {max(wanted, 12)}, 12.1 or later, or SLAF_EXT_CUDA=0 to do without."
         )
-    ],
-    cmdclass={"build_ext": BuildExtension},
-)
+    compiler = os.environ.get("CXX", "g++")
+    compiler_version = subprocess.check_output([compiler, "-dumpversion"], text=True).strip()
+    if int(compiler_version.split(".")[0]) < 11 and "clang" not in compiler:
+        raise SystemExit(f"slaf_ext: {compiler} is version {compiler_version}; set CXX to g++ 11 or later, for C++20.")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX")
+    # nvcc may be a script that calls the real one, which tells where it lives.
+    told = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    home = re.search(r"TOP=(\S+)", told)
+    return Path(home[1]).resolve() if home else nvcc.resolve().parent.parent
+
+
+def extension(name: str, sources: list[str], **more) -> cpp_extension.CppExtension:
+    return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, depends=headers, **more)
+
+
+sources = ["csrc/ops.cpp", "csrc/arguments.cpp", "csrc/cpu/slaf.cpp", "csrc/module.cpp"]
+modules = [extension("_C", sources, include_dirs=[pybind11.get_include()], extra_compile_args={"cxx": cxx})]
+if home := cuda_home():
+    cpp_extension.CUDA_HOME = str(home)  # which a CPU-only torch leaves unset
+    # A library of its own, so that a CPU-only torch imports whatever was built.
+    libraries = ["cudart_static", "rt", "dl", "pthread", *(["torch_cuda"] if torch.version.cuda else [])]
+    flags = {"cxx": cxx, "nvcc": [*common, "--threads=4", "-Xcompiler=-fvisibility=hidden"]}
+    where = {"library_dirs": [str(home / "lib64")], "libraries": libraries, "extra_compile_args": flags}
+    modules.append(extension("_cuda", ["csrc/cuda/slaf.cu", "csrc/arguments.cpp"], **where))
+
+setup(ext_modules=modules, cmdclass={"build_ext": cpp_extension.BuildExtension})

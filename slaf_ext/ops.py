@@ -10,6 +10,8 @@ so the derivative of the backward operator is made of the same two operators, an
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -17,9 +19,16 @@ from torch.autograd import forward_ad
 from . import reference
 from .reference import OUTSIDE
 
+# The CUDA kernels, if they were built. Only a torch with CUDA can load them.
+CUDA_LIBRARY = next(Path(__file__).parent.glob("_cuda.*"), None)
+_has_cuda = CUDA_LIBRARY is not None and torch.version.cuda is not None
+
 try:
     from . import _C
-except ImportError as error:
+
+    if _has_cuda:
+        torch.ops.load_library(CUDA_LIBRARY)
+except (ImportError, OSError) as error:
     raise ImportError(
         f"the compiled part of slaf_ext does not load with torch {torch.__version__} ({error}); "
         "build it for this Python and this torch: pip install --no-build-isolation --force-reinstall --no-deps ."
@@ -184,6 +193,13 @@ def _fake_slaf_normalized_backward(grad_output, x, coeffs, mean, variance, *spec
     return dx, torch.empty_like(coeffs, memory_format=torch.contiguous_format)
 
 
+def _no_cuda(x, *arguments):
+    raise NotImplementedError(
+        f"x is on {x.device} and this build of slaf_ext has no CUDA kernels; build them with the CUDA toolkit at hand: "
+        "SLAF_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+    )
+
+
 torch.library.register_fake("slaf_ext::slaf_moments", _fake_slaf_moments)
 torch.library.register_fake("slaf_ext::slaf_normalized_backward", _fake_slaf_normalized_backward)
 torch.library.register_fake("slaf_ext::slaf", _fake_slaf)
@@ -192,3 +208,6 @@ torch.library.register_fake("slaf_ext::slaf_backward", _fake_slaf_backward)
 _library = torch.library.Library("slaf_ext", "IMPL")
 _library.impl("slaf", slaf, "Autograd")
 _library.impl("slaf_backward", slaf_backward, "Autograd")
+if not _has_cuda:
+    _library.impl("slaf", _no_cuda, "CUDA")
+    _library.impl("slaf_backward", lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# All that needs a GPU, in under 8 minutes and without a network: build, tests, compute-sanitizer, benchmark.
+# usage: benchmarks/gpu.sh FOLDER [python]; every result is a file in FOLDER.
+set -euo pipefail
+out=$(realpath -m "${1:?usage: benchmarks/gpu.sh FOLDER [python]}")
+python=${2:-python3}
+cd "$(dirname "$0")/.."
+mkdir -p "$out"
+status=0
+
+# Runs a step under a time limit, keeps its output in a file, and goes on to the next whatever comes of it.
+step() {
+  local name=$1 limit=$2
+  shift 2
+  echo "== $name"
+  if timeout "$limit" "$@" >"$out/$name.txt" 2>&1; then
+    echo "ok"
+  else
+    echo "failed, see $out/$name.txt"
+    status=1
+  fi
+}
+
+step build 240 env SLAF_EXT_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps --no-index --editable .
+step facts 30 "$python" -m slaf_ext
+step device 10 nvidia-smi
+step tests 60 "$python" -m pytest tests/test_cuda.py -rs
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    step "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$python" -m pytest tests/test_cuda.py -x -k "misaligned or (parity and float32)"
+  done
+else
+  echo "skipped: there is no compute-sanitizer here" | tee "$out/memcheck.txt" >"$out/racecheck.txt"
+fi
+step benchmark 80 "$python" benchmarks/gpu.py "$out/benchmark.csv" --seconds 75
+exit $status

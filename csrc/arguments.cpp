@@ -1,0 +1,166 @@
+// The checks and preparations that every backend shares; each backend's library holds a copy of them.
+#include "ops.h"
+
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+
+namespace slaf_ext {
+namespace {
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::invalid_argument(sentence.str());
+}
+
+std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  text << (t.dim() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+std::string device_of(const Tensor& t) {
+  std::ostringstream text;
+  text << (t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda" : "device");
+  if (!t.is_cpu()) text << ":" << t.get_device_index();
+  return text.str();
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
+         (a.is_cpu() || a.get_device_index() == b.get_device_index());
+}
+
+bool is_half(ScalarType t) { return t == ScalarType::Half || t == ScalarType::BFloat16; }
+
+bool is_supported(ScalarType t) { return is_half(t) || t == ScalarType::Float || t == ScalarType::Double; }
+
+// As PyTorch spells it in Python.
+const char* name_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return torch::headeronly::toString(t);
+  }
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  return a.dim() == b.dim() && std::equal(a.sizes().begin(), a.sizes().end(), b.sizes().begin());
+}
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t ndim, const Tensor& like, ScalarType dtype) {
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(ndim, sizes, strides, type, device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+void check_tensors(const Tensor& x, const Tensor& coeffs) {
+  const ScalarType x_type = x.scalar_type(), coeffs_type = coeffs.scalar_type();
+  if (!is_supported(x_type)) fail("x is ", name_of(x_type), "; slaf needs float16, bfloat16, float32 or float64");
+  if (!(coeffs_type == x_type || (is_half(x_type) && coeffs_type == ScalarType::Float)))
+    fail("coeffs are ", name_of(coeffs_type), " and x is ", name_of(x_type),
+         "; convert one: coeffs must have x's dtype", is_half(x_type) ? " or be float32" : "");
+  if (!same_device(x, coeffs))
+    fail("coeffs are on ", device_of(coeffs), " and x is on ", device_of(x), "; move one to the other's device");
+  if (!((coeffs.dim() == 1 || coeffs.dim() == 2) && coeffs.size(coeffs.dim() - 1) > 0 && coeffs.size(0) > 0))
+    fail("coeffs have shape ", shape_of(coeffs),
+         "; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1");
+}
+
+std::vector<Row> check_recurrence(const std::vector<double>& flat, int64_t K) {
+  if (static_cast<int64_t>(flat.size()) != 3 * (K - 1))
+    fail("the recurrence holds ", flat.size(), " numbers and coeffs have K = ", K,
+         " columns; it must hold A, B, C for each k < K - 1, ", 3 * (K - 1), " numbers");
+  std::vector<Row> rows;
+  for (size_t i = 0; i < flat.size(); i += 3) {
+    const Row row{flat[i], flat[i + 1], i == 0 ? 0.0 : flat[i + 2]};
+    if (!(std::isfinite(row.a) && std::isfinite(row.b) && std::isfinite(row.c) && row.a != 0.0))
+      fail("row ", i / 3, " of the recurrence is (", row.a, ", ", row.b, ", ", row.c,
+           "); all three must be finite and A not zero");
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+// `dim` counted from 0; it matters only where coeffs have a row a group.
+int64_t check_dim(const Tensor& x, const Tensor& coeffs, int64_t dim) {
+  if (coeffs.dim() == 1) return 0;
+  const int64_t ndim = x.dim(), groups = coeffs.size(0);
+  if (dim < -ndim || dim >= ndim)
+    fail("dim is ", dim, " and x has ", ndim, " dimensions, shape ", shape_of(x),
+         "; dim must name one of them, or coeffs be of shape (K,)");
+  if (dim < 0) dim += ndim;
+  if (x.size(dim) % groups != 0)
+    fail("coeffs have G = ", groups, " rows and x, of shape ", shape_of(x), ", has size ", x.size(dim), " along dim ",
+         dim, "; that must be a multiple of G");
+  return dim;
+}
+
+}  // namespace
+
+Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const std::vector<double>& recurrence, int64_t dim,
+                     double center_, double lo_, double hi_, int64_t outside_)
+    : x(x_), coeffs(coeffs_), layout{1, 1, 0}, center(center_), lo(lo_), hi(hi_), outside(Outside(outside_)) {
+  check_tensors(x, coeffs);
+  rows = check_recurrence(recurrence, coeffs.size(coeffs.dim() - 1));
+  dim = check_dim(x, coeffs, dim);
+  if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi) && std::isfinite(center)))
+    fail("the domain is (", lo, ", ", hi, ") around ", center, "; it needs finite ends with lo < hi");
+  if (outside_ < 0 || outside_ > 3)
+    fail("outside is ", outside_, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
+  if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
+  if (x.numel() == 0) return;
+  if (!x.is_contiguous() && !is_dense(x.sizes().data(), x.strides().data(), x.dim())) x = torch::stable::clone(x);
+  layout = layout_of(x.sizes().data(), x.strides().data(), x.dim(), dim, coeffs.dim() == 2 ? coeffs.size(0) : 1);
+}
+
+Tensor Arguments::empty_like_x() const {
+  return empty_strided(x.sizes().data(), x.strides().data(), x.dim(), x, x.scalar_type());
+}
+
+Tensor Arguments::lay_like_x(const Tensor& grad_output) const {
+  if (!same_sizes(grad_output, x))
+    fail("grad_output has shape ", shape_of(grad_output), " and x has shape ", shape_of(x), "; they must be equal");
+  if (grad_output.scalar_type() != x.scalar_type())
+    fail("grad_output is ", name_of(grad_output.scalar_type()), " and x is ", name_of(x.scalar_type()),
+         "; they must be equal");
+  if (!same_device(grad_output, x))
+    fail("grad_output is on ", device_of(grad_output), " and x is on ", device_of(x), "; they must be equal");
+  if (same_strides(grad_output, x)) return grad_output;
+  Tensor copy = empty_like_x();
+  torch::stable::copy_(copy, grad_output);
+  return copy;
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  return empty_strided(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), like, dtype);
+}
+
+}  // namespace slaf_ext

@@ -1,0 +1,121 @@
+"""The CUDA kernels on the CPU: builds main.cpp with g++, feeds it cases and reads its results."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent.parent / "csrc"
+STORAGE = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+FLAGS = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
+SANITIZERS = {
+    "plain": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operator. x has the shape (outer, groups, inner), coeffs (groups, K), grad_output None or x's."""
+
+    x: Tensor
+    coeffs: Tensor
+    rows: list[tuple[float, float, float]]
+    grad_output: Tensor | None = None
+    need_x: bool = True
+    need_coeffs: bool = True
+    center: float = 0.0
+    lo: float = -1.0
+    hi: float = 1.0
+    outside: int = 0
+    offsets: tuple[int, int, int] = (0, 0, 0)  # of x, grad_output and the result, from an aligned address
+    multiprocessors: int = 1
+    threads: int = 64
+
+    def pack(self) -> bytes:
+        forward = self.grad_output is None
+        header = (
+            *(STORAGE[self.x.dtype], STORAGE[self.coeffs.dtype], *self.x.shape, len(self.rows), self.outside),
+            *(not forward, forward or self.need_x, not forward and self.need_coeffs),
+            *(*self.offsets, self.multiprocessors, self.threads),
+        )
+        grad_output = torch.zeros_like(self.x) if forward else self.grad_output
+        flat = [number for row in self.rows for number in row]
+        return b"".join(
+            (
+                struct.pack("=q15q3d", 0, *(int(h) for h in header), self.center, self.lo, self.hi),
+                struct.pack(f"={len(flat)}d", *flat),
+                *(raw(t) for t in (self.x, grad_output, self.coeffs)),
+            )
+        )
+
+
+@dataclass
+class Result:
+    launches: int
+    out: Tensor  # y, or the gradient in x
+    grad_coeffs: Tensor
+
+
+def raw(t: Tensor) -> bytes:
+    return t.contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
+
+
+@dataclass
+class Emulator:
+    """The program, built with a sanitizer or without."""
+
+    folder: Path
+    sanitizer: str = "plain"
+    source: Path = CSRC
+    program: Path = field(init=False)
+
+    def __post_init__(self):
+        self.program = self.folder / f"emulate-{self.sanitizer}"
+        compiler = shutil.which("g++")
+        assert compiler, "the kernels' logic is tested under g++; install it"
+        includes = [f"-I{self.source / 'cuda'}", f"-I{self.source}"]
+        command = [compiler, *FLAGS, *SANITIZERS[self.sanitizer], *includes, str(HERE / "main.cpp")]
+        subprocess.run([*command, "-o", str(self.program)], check=True)
+
+    def talk(self, request: bytes, timeout: float = 300) -> bytes:
+        done = subprocess.run([str(self.program)], input=request, capture_output=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")[:4000]
+        return done.stdout
+
+    def run(self, cases: list[Case]) -> list[Result]:
+        answer, at, results = self.talk(b"".join(case.pack() for case in cases)), 0, []
+        for case in cases:
+            (launches,) = struct.unpack_from("=q", answer, at)
+            at += 8
+            tensors = []
+            for like in (case.x, case.coeffs):
+                count = like.numel() * like.element_size()
+                data = (
+                    torch.frombuffer(bytearray(answer[at : at + count]), dtype=like.dtype)
+                    if count
+                    else like.new_empty(0)
+                )
+                tensors.append(data.view(like.shape))
+                at += count
+            results.append(Result(launches, *tensors))
+        return results
+
+    def follow(
+        self, outer: int, groups: int, inner: int, storage_bytes: int, has_sums: bool
+    ) -> tuple[int, int, int, int]:
+        """Places visited wrongly, the farthest place, the numbers of an item and the blocks, for any layout."""
+        return struct.unpack("=4q", self.talk(struct.pack("=6q", 1, outer, groups, inner, storage_bytes, has_sums)))
+
+
+def both(case: Case, grad_output: Tensor) -> list[Case]:
+    """The forward case, and its backward for grad_output."""
+    return [case, replace(case, grad_output=grad_output)]

@@ -1,0 +1,160 @@
+// Runs the CUDA operators on the CPU: cases come in on the standard input and results go out on the standard
+// output, in the order and the types of `Header` and `run_case`.
+#include "shim.h"
+// The shim stands for CUDA's own headers, so it comes first.
+#include <cstdio>
+#include <cstdlib>
+
+#include "launch.h"
+
+namespace {
+
+using namespace slaf_ext;
+using namespace slaf_ext::cuda;
+
+// Few, so that they compile in seconds: degrees of one kernel, degrees that share one, and beyond 12 the long way.
+using SomeDegrees = DegreeList<1, 3, 4, 8, 12>;
+
+template <typename T>
+void get(T* to, size_t count) {
+  if (std::fread(to, sizeof(T), count, stdin) != count) std::abort();
+}
+template <typename T>
+void put(const T* from, size_t count) {
+  std::fwrite(from, sizeof(T), count, stdout);
+}
+
+struct Header {
+  int64_t storage, coeffs_storage, outer, groups, inner, degree, edge;
+  int64_t has_grad_output, has_out, has_grad_coeffs;
+  int64_t x_offset, grad_output_offset, out_offset;  // in numbers, from an address that 16 divides
+  int64_t multiprocessors, threads;
+};
+
+int64_t size_of(Storage s) { return s == Storage::double_precision ? 8 : s == Storage::single_precision ? 4 : 2; }
+
+// Memory of just the size, so that AddressSanitizer knows its end.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes, int64_t offset = 0)
+      : all_(static_cast<char*>(std::malloc(bytes + offset))), at_(all_ + offset) {
+    std::memset(all_, 0x7f, bytes + offset);  // what nobody writes is a huge number in every type
+  }
+  Memory(Memory&& other) : all_(std::exchange(other.all_, nullptr)), at_(other.at_) {}
+  ~Memory() { std::free(all_); }
+  void* get() const { return at_; }
+
+ private:
+  char *all_, *at_;
+};
+
+struct Emulator {
+  int multiprocessors_, threads_;
+  int64_t launches = 0;
+  std::vector<Memory> scratch;
+
+  int multiprocessors() const { return multiprocessors_; }
+  int threads() const { return threads_; }
+  void* allocate(int64_t bytes) { return scratch.emplace_back(bytes).get(); }
+
+  template <typename... Parameters, typename... Args>
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, const Args&... args) {
+    ++launches;
+    shim::launch([&] { kernel(args...); }, blocks, threads, shared);
+  }
+};
+
+template <typename F>
+void dispatch_storage(Storage type, const F& f) {
+  switch (type) {
+    case Storage::half: return f(Half{});
+    case Storage::bfloat16: return f(BFloat16{});
+    case Storage::single_precision: return f(float{});
+    default: return f(double{});
+  }
+}
+
+void run_case() {
+  Header h;
+  double window[3];
+  get(&h, 1);
+  get(window, 3);
+  const auto type = static_cast<Storage>(h.storage), coeffs_type = static_cast<Storage>(h.coeffs_storage);
+  Problem p{};
+  p.layout = {h.outer, h.groups, h.inner};
+  p.center = window[0];
+  p.lo = window[1];
+  p.hi = window[2];
+  p.edge = static_cast<Edge>(h.edge);
+  p.coeffs_type = coeffs_type;
+  p.rows.resize(h.degree);
+  for (Row& row : p.rows) get(&row.a, 1), get(&row.b, 1), get(&row.c, 1);
+  const int64_t bytes = p.numel() * size_of(type), coeffs_bytes = h.groups * (h.degree + 1) * size_of(coeffs_type);
+  const Memory x(bytes, h.x_offset * size_of(type)), grad_output(bytes, h.grad_output_offset * size_of(type)),
+      out(bytes, h.out_offset * size_of(type)), coeffs(coeffs_bytes), grad_coeffs(coeffs_bytes);
+  get(static_cast<char*>(x.get()), bytes);
+  get(static_cast<char*>(grad_output.get()), bytes);
+  get(static_cast<char*>(coeffs.get()), coeffs_bytes);
+  p.x = x.get();
+  p.coeffs = coeffs.get();
+  if (h.has_grad_output) p.grad_output = grad_output.get();
+  if (h.has_out) p.out = out.get();
+  if (h.has_grad_coeffs) p.grad_coeffs = grad_coeffs.get();
+  Emulator device{static_cast<int>(h.multiprocessors), static_cast<int>(h.threads), 0, {}};
+  dispatch_storage(type, [&](auto s) { run<decltype(s), SomeDegrees>(p, device); });
+  put(&device.launches, 1);
+  put(static_cast<const char*>(out.get()), bytes);
+  put(static_cast<const char*>(grad_coeffs.get()), coeffs_bytes);
+  std::fflush(stdout);
+}
+
+// Follows threads of a few blocks through a layout too large to fill, the last number's among them, and compares the
+// places that they visit with those that division gives. Puts the number that differ, and the farthest place.
+void follow() {
+  int64_t size[3], storage_bytes, has_sums;
+  get(size, 3);
+  get(&storage_bytes, 1);
+  get(&has_sums, 1);
+  char somewhere = 0;
+  Problem p{};
+  p.layout = {size[0], size[1], size[2]};
+  p.rows.resize(8);
+  if (has_sums) p.grad_coeffs = &somewhere;
+  const int count = static_cast<int>(16 / storage_bytes);
+  const Grid grid = cut(p, count, 4, 132 * 4, max_threads);
+  const Geometry& g = grid.geometry;
+  int64_t wrong = 0, farthest = 0;
+  const int64_t last_cell = (g.items - 1) % g.step * g.cells / g.step;
+  for (const int64_t b : {int64_t{0}, grid.blocks() / 2, last_cell * g.pieces + g.pieces - 1, grid.blocks() - 1}) {
+    for (int t = 0; t < grid.threads; ++t) {
+      blockDim.x = grid.threads;
+      blockIdx.x = static_cast<unsigned>(b);
+      threadIdx.x = t;
+      Part part(g);
+      const int64_t first = part.cell * part.height + part.row;
+      const int visits = part.at.left;
+      if (visits > g.tiles * (count / static_cast<int>(g.item_size))) ++wrong;
+      for (int i = 0; i < visits; ++i) {
+        const int64_t number = (first + i * g.step) * g.item_size;
+        const int64_t expected = g.access == Access::columns
+                                     ? number * g.columns + part.column
+                                     : (number / g.inner * g.columns + part.column) * g.inner + number % g.inner;
+        wrong += part.at.offset != expected || expected >= g.size;
+        farthest = std::max(farthest, part.at.offset);
+        if (g.access == Access::vectors) advance<Access::vectors>(part.at, g);
+        if (g.access == Access::numbers) advance<Access::numbers>(part.at, g);
+        if (g.access == Access::columns) advance<Access::columns>(part.at, g);
+      }
+    }
+  }
+  const int64_t result[] = {wrong, farthest, g.item_size, grid.blocks()};
+  put(result, 4);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main() {
+  int64_t what;
+  while (std::fread(&what, sizeof(what), 1, stdin) == 1) what == 0 ? run_case() : follow();
+}

@@ -1,0 +1,225 @@
+"""The logic of the CUDA kernels, run on the CPU: right values, and no race or access out of bounds.
+
+Each case goes through the kernels, block by block, with a thread for every CUDA thread, and is compared with the
+CPU operators and with numpy.polynomial in float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from emulation import Case, Emulator, both
+from numpy import polynomial
+
+import slaf_ext  # noqa: F401 (registers the operators)
+from slaf_ext import bases
+
+ORACLES = {
+    "monomial": polynomial.Polynomial,
+    "chebyshev": polynomial.Chebyshev,
+    "legendre": polynomial.Legendre,
+    "laguerre": polynomial.Laguerre,
+    "hermite": polynomial.Hermite,
+    "hermite_e": polynomial.HermiteE,
+}
+EXTRAPOLATE, ZERO, CLAMP, LINEAR = range(4)
+# (outer, groups, inner): what each path of `cut` serves, at odd sizes.
+LAYOUTS = {
+    "one number": (1, 1, 1),
+    "shared": (1, 1, 1037),
+    "shared, whole vectors": (1, 1, 2048),
+    "runs of whole vectors": (3, 5, 64),
+    "runs of odd length": (5, 3, 49),
+    "columns": (37, 3, 1),
+    "more columns than a block has": (29, 101, 1),
+    "columns of 4 to a group": (23, 10, 4),
+    "one row of columns": (1, 70, 2),
+}
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    return Emulator(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="session", params=["address", "thread"])
+def sanitized(request, tmp_path_factory):
+    return Emulator(tmp_path_factory.mktemp("emulation"), request.param)
+
+
+def make(
+    layout, degree, basis="chebyshev", dtype=torch.float32, coeffs_dtype=None, domain=None, outside=EXTRAPOLATE, **more
+):
+    mapped = bases.mapped(bases.get(basis), degree, domain)
+    rows = [tuple(mapped.rows[i : i + 3]) for i in range(0, len(mapped.rows), 3)]
+    scale = 1.0 if outside == EXTRAPOLATE else 1.6
+    x = (mapped.center + (torch.rand(layout, dtype=torch.float64) - 0.5) * (mapped.hi - mapped.lo) * scale).to(dtype)
+    coeffs = torch.randn(layout[1], degree + 1, dtype=torch.float64).to(coeffs_dtype or dtype)
+    window = {"center": mapped.center, "lo": mapped.lo, "hi": mapped.hi, "outside": outside}
+    return Case(x, coeffs, rows, **window, **more), torch.randn(layout, dtype=torch.float64).to(dtype)
+
+
+def cpu(case: Case):
+    """The same case on the CPU operators."""
+    flat = [number for row in case.rows for number in row]
+    spec = (flat, 1, case.center, case.lo, case.hi, case.outside)
+    if case.grad_output is None:
+        return torch.ops.slaf_ext.slaf(case.x, case.coeffs, *spec), None
+    return torch.ops.slaf_ext.slaf_backward(case.grad_output, case.x, case.coeffs, *spec, case.need_x, case.need_coeffs)
+
+
+def tolerance(case: Case) -> float:
+    """A few roundings of what the numbers are computed in."""
+    return 1e-12 if case.x.dtype == torch.float64 else 4e-6
+
+
+def check(case: Case, result, oracle=None):
+    """result against the CPU's, or the oracle's, out and grad_coeffs; half types are stored with one rounding more."""
+    out, grad_coeffs = oracle or cpu(case)
+    for got, want in ((result.out, out), (result.grad_coeffs, grad_coeffs)):
+        if want is None or want.numel() == 0 or got is None:
+            continue
+        got, want = got.double(), want.double().view(got.shape)
+        rounding = torch.finfo((case.x if got.shape == case.x.shape else case.coeffs).dtype).eps
+        allowed = tolerance(case) * (1 + want.abs().max()) + rounding * want.abs()
+        worst = ((got - want).abs() - allowed).max()
+        assert worst <= 0, f"{worst} more than allowed, {tuple(case.x.shape)}, degree {len(case.rows)}"
+
+
+def numpy_oracle(case: Case, basis: str):
+    """out and grad_coeffs from numpy.polynomial in float64."""
+    x, a = case.x.double().numpy(), case.coeffs.double().numpy()
+    kind = ORACLES[basis]
+    if case.grad_output is None:
+        y = [kind(row)(x[:, g]) for g, row in enumerate(a)]
+        return torch.from_numpy(np.stack(y, 1)), None
+    g = case.grad_output.double().numpy()
+    dx = [g[:, i] * (kind(row).deriv()(x[:, i]) if len(row) > 1 else 0) for i, row in enumerate(a)]
+    phi = [kind.basis(k)(x) * g for k in range(a.shape[1])]
+    return torch.from_numpy(np.stack(dx, 1)), torch.from_numpy(np.stack([p.sum((0, 2)) for p in phi], 1))
+
+
+def run_and_check(emulator: Emulator, cases, oracle=None):
+    results = emulator.run(cases)
+    for case, result in zip(cases, results, strict=True):
+        check(case, result, oracle and oracle(case))
+    return results
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_layouts(plain, layout, dtype):
+    for degree in (2, 5):
+        run_and_check(plain, both(*make(layout, degree, dtype=dtype)))
+
+
+@pytest.mark.parametrize("basis", ORACLES)
+def test_oracle(plain, basis):
+    """Every basis at every way of serving a degree, against numpy.polynomial."""
+    for degree in (0, 1, 3, 6, 8, 11, 12, 15):
+        for layout in (LAYOUTS["runs of odd length"], LAYOUTS["columns"]):
+            cases = both(*make(layout, degree, basis, torch.float64))
+            run_and_check(plain, cases, lambda case: numpy_oracle(case, basis))
+
+
+@pytest.mark.parametrize("outside", [ZERO, CLAMP, LINEAR])
+def test_outside(plain, outside):
+    domain = (2.0, 5.0)
+    for layout, degree in itertools.product(("shared", "runs of odd length", "columns"), (0, 3, 14)):
+        run_and_check(plain, both(*make(LAYOUTS[layout], degree, domain=domain, outside=outside)))
+
+
+@pytest.mark.parametrize("offsets", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 2, 1)], ids=str)
+def test_alignment(plain, offsets):
+    for dtype in (torch.float32, torch.float16):
+        run_and_check(plain, both(*make((1, 1, 515), 3, dtype=dtype, offsets=offsets)))
+        run_and_check(plain, both(*make((2, 3, 64), 3, dtype=dtype, offsets=offsets)))
+
+
+def test_grids(plain):
+    """More blocks, or fewer threads, add in another order; the values stay."""
+    for multiprocessors, threads, layout in itertools.product((1, 3), (32, 128), ("shared", "columns")):
+        more = {"multiprocessors": multiprocessors, "threads": threads}
+        run_and_check(plain, both(*make(LAYOUTS[layout], 4, **more)))
+
+
+def test_fp32_coefficients_beside_half(plain):
+    for dtype in (torch.float16, torch.bfloat16):
+        run_and_check(plain, both(*make((4, 3, 40), 4, dtype=dtype, coeffs_dtype=torch.float32)))
+
+
+def test_needs(plain):
+    """What is not needed is not written, and costs no launch."""
+    for degree in (4, 13):
+        case, grad_output = make((4, 3, 40), degree)
+        forward, backward = both(case, grad_output)
+        only_x, only_coeffs = replace(backward, need_coeffs=False), replace(backward, need_x=False)
+        launches = [r.launches for r in run_and_check(plain, [forward, backward, only_x, only_coeffs])]
+        if degree == 4:
+            assert launches == [1, 2, 1, 2]
+        untouched = plain.run([only_coeffs])[0].out
+        assert (untouched.view(torch.uint8) == 0x7F).all()
+
+
+def test_empty(plain):
+    case, grad_output = make((0, 3, 4), 2)
+    (result,) = plain.run([replace(case, grad_output=grad_output)])
+    assert (result.grad_coeffs == 0).all()
+
+
+def test_special_numbers(plain):
+    """NaN and infinity go where the CPU puts them."""
+    case, grad_output = make((1, 1, 40), 3)
+    x = case.x.clone()
+    x[0, 0, 3], x[0, 0, 7], x[0, 0, 11] = torch.nan, torch.inf, -torch.inf
+    for outside in (EXTRAPOLATE, ZERO, CLAMP, LINEAR):
+        cases = both(replace(case, x=x, outside=outside), grad_output)
+        for one, result in zip(cases, plain.run(cases), strict=True):
+            torch.testing.assert_close(result.out, cpu(one)[0], equal_nan=True)
+
+
+def test_same_bits(plain):
+    case, grad_output = make((5, 3, 49), 8, multiprocessors=2)
+    cases = [replace(case, grad_output=grad_output)] * 3
+    first, *others = plain.run(cases)
+    for other in others:
+        assert torch.equal(first.grad_coeffs, other.grad_coeffs)
+        assert torch.equal(first.out, other.out)
+
+
+def test_large_degree(plain):
+    """A table that takes several parcels to deliver, and a matrix D that takes many."""
+    run_and_check(plain, both(*make((2, 3, 33), 130, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    "layout", [(1, 1, 2**31 + 1), (3, 1, 2**30), (2**27, 3, 7), (2, 64, 2**26 + 4), (2**31 + 5, 1, 1)]
+)
+@pytest.mark.parametrize("storage_bytes", [2, 4])
+@pytest.mark.parametrize("has_sums", [False, True])
+def test_more_than_2_31_numbers(plain, layout, storage_bytes, has_sums):
+    """64-bit places: the first, the middle and the last blocks end where division says they end."""
+    outer, groups, inner = layout
+    size = outer * groups * inner
+    wrong, farthest, item, blocks = plain.follow(*layout, storage_bytes, has_sums)
+    assert wrong == 0
+    assert size - item * 2 <= farthest < size
+    assert 0 < blocks < 2**31
+
+
+def test_sanitized(sanitized):
+    """All paths again, under AddressSanitizer with UBSan, and under ThreadSanitizer."""
+    cases = []
+    for layout in LAYOUTS.values():
+        cases += both(*make(layout, 3, outside=LINEAR, domain=(0.0, 1.0)))
+    for degree in (8, 9, 13):
+        cases += both(*make((5, 3, 49), degree))
+        cases += both(*make((37, 3, 1), degree, dtype=torch.float16))
+    cases += both(*make((1, 1, 515), 3, offsets=(1, 2, 3), multiprocessors=2))
+    # So many blocks that several threads share the work of `reduce`.
+    cases += both(*make((1, 1, 1037), 3, threads=32, multiprocessors=4))
+    run_and_check(sanitized, cases)
