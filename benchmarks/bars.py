@@ -29,8 +29,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Verdict:
+    """A bar beside what was measured; it says little if other processes held the cores meanwhile: `disturbed`."""
+
     bar: Bar
     measured: Quantity
+    disturbed: bool = False
 
     @property
     def met(self) -> bool:
@@ -70,34 +73,34 @@ def verdicts(results: Iterable[Results]) -> list[Verdict]:
     found = []
     for bar in BARS:
         if bar.kind == "times":
-            quantity = _time(bar, timed)
+            verdict = _time(bar, timed)
         elif bar.kind in NETWORKS:
-            quantity = _time(bar, [group for group in stepped if group[0].entry.network == bar.kind])
+            verdict = _time(bar, [group for group in stepped if group[0].entry.network == bar.kind])
         else:
-            quantity = _bytes(bar, memory)
-        if quantity is not None:
-            found.append(Verdict(bar, quantity))
+            verdict = _bytes(bar, memory)
+        if verdict is not None:
+            found.append(verdict)
     return found
 
 
-def _time(bar: Bar, timed: list[Group]) -> Quantity | None:
-    ratios = []
+def _time(bar: Bar, timed: list[Group]) -> Verdict | None:
+    found = None
     for group in timed:
         under = group.find(*bar.under, dtype="fp32", memory="kept", **bar.case)
         over = group.find(*bar.over, dtype=bar.over_dtype, memory="kept", **bar.case)
         if over and under:
-            ratios.append(over.over(under))
-    return ratios[-1] if ratios else None
+            found = Verdict(bar, over.over(under), over.disturbed or under.disturbed)
+    return found
 
 
-def _bytes(bar: Bar, memory: list[Group]) -> Quantity | None:
+def _bytes(bar: Bar, memory: list[Group]) -> Verdict | None:
     of: dict[str, Measured] = {m.entry.variant: m for group in memory for m in group if bar.kind in m.record}
     over = next((of[v] for v in bar.over if v in of), None)
     under = next((of[v] for v in bar.under if v in of), None)
     if over is None or (bar.under and under is None):
         return None
     ratio = over.record[bar.kind] / (under.record[bar.kind] if under else _x_and_coeffs(over.entry.case))
-    return Quantity(ratio, ratio, ratio)
+    return Verdict(bar, Quantity(ratio, ratio, ratio))
 
 
 def _x_and_coeffs(case: Case) -> int:

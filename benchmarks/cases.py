@@ -189,7 +189,7 @@ def every_basis(device: str) -> Iterator[Unit]:
 
 
 def forms(device: str) -> Iterator[Unit]:
-    """Forward and backward apart; dtypes; sharing and layout."""
+    """Passes, dtypes, sharing and layout."""
     image = Case(shape=(32, 64, 56, 56), device=device)
     for dtype in DTYPES:
         for passes in PASSES:

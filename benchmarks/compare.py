@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from . import report
@@ -24,7 +25,7 @@ def text(old: Results, new: Results) -> str:
     for before, after in _pairs(old, new):
         case = before.entry.case
         if case != last:
-            lines += ["", *report.title(case)]
+            lines += ["", *([] if before.entry.network else report.title(case))]
             last = case
         ratio, low, high = _ratio(before, after)
         apart = "" if low <= 1 <= high or abs(ratio - 1) < LEAST else "slower" if ratio > 1 else "faster"
@@ -35,12 +36,13 @@ def text(old: Results, new: Results) -> str:
         )
         lines.append(line.rstrip())
         if apart:
-            where = "; ".join(report.title(case))
-            (slower if apart == "slower" else faster).append(f"{network}{before.entry.variant} ({where}) x {ratio:.3f}")
+            where = "" if network else f" ({'; '.join(report.title(case))})"
+            (slower if apart == "slower" else faster).append(f"{network}{before.entry.variant}{where} x {ratio:.3f}")
     if last is None:
         return f"{old.path} and {new.path} have no entry in common."
     lines += ["", f"{len(slower)} slower, {len(faster)} faster"]
-    lines += [f"regression: {name}" for name in slower]
+    for name in slower:
+        lines += textwrap.wrap(f"regression: {name}", 79, subsequent_indent="  ")
     return "\n".join(lines)
 
 

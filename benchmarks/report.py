@@ -157,10 +157,16 @@ def _verdict_lines(results: list[Results]) -> Iterator[str]:
         spread = f"{_ratio(v.measured.low)}-{_ratio(v.measured.high)}" if v.measured.low < v.measured.high else ""
         yield (
             f"{v.bar.text:<41}{_ratio(v.measured.median):>9}{spread:>13}"
-            f"{v.bar.sense + ' ' + format(v.bar.bound, 'g'):>8} {'' if v.met else 'MISSED'}".rstrip()
+            f"{v.bar.sense + ' ' + format(v.bar.bound, 'g'):>8} {_outcome(v)}".rstrip()
         )
-    missed = sum(not v.met for v in verdicts)
-    yield f"{len(verdicts) - missed} of {len(verdicts)} bars met"
+    met = sum(v.met for v in verdicts)
+    yield f"{met} of {len(verdicts)} bars met"
+    if any(v.disturbed for v in verdicts):
+        yield "?: other processes held the cores meanwhile; measure again on a quiet machine"
+
+
+def _outcome(v: bars.Verdict) -> str:
+    return ("met" if v.met else "MISSED") + ("?" if v.disturbed else "")
 
 
 def _ratio(value: float) -> str:
@@ -280,9 +286,7 @@ def _markdown_bars(results: list[Results]) -> Iterator[str]:
     for v in bars.verdicts(results):
         spread = f"{_ratio(v.measured.low)}-{_ratio(v.measured.high)}" if v.measured.low < v.measured.high else ""
         wanted = f"{v.bar.sense} {v.bar.bound:g}"
-        yield from _markdown_row(
-            v.bar.text, _ratio(v.measured.median), spread, wanted, "met" if v.met else "**missed**"
-        )
+        yield from _markdown_row(v.bar.text, _ratio(v.measured.median), spread, wanted, _outcome(v))
 
 
 def _markdown_row(*cells: str) -> Iterator[str]:
