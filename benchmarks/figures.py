@@ -161,6 +161,7 @@ def _bases(results: list[Results]):
     return _bars(
         [(g[0].entry.case.basis, g) for g in chosen], ("relu", "fused", "clenshaw", "naive"), results,
         "time of forward + backward, ms", f"degree {chosen[0][0].entry.case.degree}, 2^20 elements" if chosen else "",
+        "times",
     )  # fmt: skip
 
 
@@ -169,11 +170,14 @@ def _networks(results: list[Results]):
     chosen = list(groups(results, "network"))
     return _bars(
         [(g[0].entry.network or "", g) for g in chosen], ("relu", "gelu", "fused", "compiled horner", "naive"), results,
-        "time of a training step, ms", f"degree {chosen[0][0].entry.case.degree}" if chosen else "",
+        "time of a training step, ms", f"degree {chosen[0][0].entry.case.degree}" if chosen else "", "network",
     )  # fmt: skip
 
 
-def _bars(labelled: list[tuple[str, Group]], variants: tuple[str, ...], results: list[Results], ylabel: str, what: str):
+def _bars(
+    labelled: list[tuple[str, Group]], variants: tuple[str, ...], results: list[Results], ylabel: str, what: str,
+    kind: str,
+):  # fmt: skip
     """Grouped bars, told apart by shade and hatching."""
     if not labelled:
         return None
@@ -189,7 +193,8 @@ def _bars(labelled: list[tuple[str, Group]], variants: tuple[str, ...], results:
         )  # fmt: skip
     ax.set_xticks(range(len(labelled)), [name for name, _ in labelled], rotation=35 if len(labelled) > 5 else 0,
                   ha="right" if len(labelled) > 5 else "center")  # fmt: skip
-    ax.set_yscale("log")
+    if kind == "times":
+        ax.set_yscale("log")  # the variants of a network's step are within a factor, those of an operator are not
     ax.set_ylabel(ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(drawn), frameon=False, fontsize=9)

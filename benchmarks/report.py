@@ -103,7 +103,10 @@ def _numbers(m: Measured, group: Group) -> str:
     # clone's backward hands grad_output on as it is.
     bandwidth = (2 * case.nbytes if m.entry.variant == "clone" else case.moved_bytes) / time.median
     share = bandwidth * copy.time.median / (2 * case.nbytes) if copy else math.nan
-    over = [m.over(other).median if (other := group.find(name)) else math.nan for name in ("relu", "fused")]
+    over = [
+        m.over(other).median if (other := group.find(name, dtype=case.dtype)) else math.nan
+        for name in ("relu", "fused")
+    ]
     error = max(m.record["errors"].values(), default=math.nan)
     _, factor = _unit(time.median)
     quartiles = f"{_short(time.low * factor)}-{_short(time.high * factor)}"
