@@ -29,14 +29,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Grid {
   Grid(const Layout& l, int64_t W, int64_t block_bytes) : by_lanes(l.inner < long_group && l.groups > 1) {
     // Blocks of coefficients and of sums for the units of one task stay in L1.
-    const int64_t fitting = std::max<int64_t>(1, 12288 / (2 * block_bytes));
+    const int64_t fitting = std::max<int64_t>(1, 24576 / (2 * block_bytes));
     if (by_lanes) {
       outer = l.outer;
       inner = l.groups * l.inner;
       units = ceil_div(inner, W);
       outer_block = std::min(outer, task_rows);
       inner_block = inner;
-      unit_block = std::min({fitting, units, int64_t{16}});
+      unit_block = std::min(fitting, units);
     } else {
       outer = l.outer;
       units = l.groups;
