@@ -1,0 +1,50 @@
+"""What is built works from any folder, and with every instruction set that this machine can run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import slaf_ext
+
+COMPARE = """
+import torch, slaf_ext
+worst = 0.0
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for shape, groups, dim in (((1003,), 0, 0), ((7, 6, 133), 6, 1), ((301, 37), 37, -1)):
+        for outside in ("extrapolate", "clamp", "linear"):
+            x = (torch.rand(shape) * 2.4 - 1.2).to(dtype).requires_grad_()
+            a = torch.randn((groups, 7) if groups else 7).to(dtype).requires_grad_()
+            y = slaf_ext.slaf(x, a, "legendre", dim=dim, outside=outside)
+            ours = (y, *torch.autograd.grad(y.float().sum(), (x, a)))
+            x, a = x.detach().double().requires_grad_(), a.detach().double().requires_grad_()
+            y = slaf_ext.reference.slaf(x, a, "legendre", dim=dim, outside=outside)
+            exact = (y, *torch.autograd.grad(y.sum(), (x, a)))
+            for one, other in zip(ours, exact):
+                error = (one - other).detach().abs().max() / other.abs().max() / torch.finfo(dtype).eps
+                worst = max(worst, float(error))
+print(slaf_ext.ops._C.instruction_set(), worst)
+"""
+
+
+def run(code, tmp_path, **environment):
+    arguments = [sys.executable, *code]
+    return subprocess.run(
+        arguments, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_facts_for_a_bug_report(tmp_path):
+    printed = run(["-m", "slaf_ext"], tmp_path)
+    for fact in (slaf_ext.__version__, "torch", "compiler", slaf_ext.ops._C.instruction_set(), "CUDA kernels"):
+        assert fact in printed
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set(capability, tmp_path):
+    """The same binary, held to the plainer sets by the variable that torch's own kernels obey."""
+    name, worst = run(["-c", COMPARE], tmp_path, ATEN_CPU_CAPABILITY=capability).rsplit(maxsplit=1)
+    if capability == "default":
+        assert name.startswith("baseline") or "x86" not in os.uname().machine
+    assert float(worst) < 16, f"{name}: off by {worst} units in the last place"
