@@ -103,7 +103,7 @@ inline Recurrence prepare(const std::vector<Row>& rows) {
     const double s = r.scale[k] / r.scale[k + 1];
     r.a.push_back(rows[k].a * s);
     r.b.push_back(rows[k].b * s);
-    r.c.push_back(rows[k].c);
+    r.c.push_back(k > 0 ? rows[k].c * (r.scale[k - 1] / r.scale[k + 1]) : 0.0);
     if (k > 1) one_factor = one_factor && r.a[k] == r.a[1] && r.b[k] == r.b[1];
   }
   if (no_c) {
