@@ -16,7 +16,8 @@ headers = [str(path.relative_to(root)) for path in [*root.glob("csrc/**/*.h"), *
 
 # The stable ABI of torch 2.10: one binary serves every torch from there on.
 common = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-O3"]
-cxx = [*common, "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
+# Python's own flags hold -fwrapv, under which indices take twice the instructions.
+cxx = [*common, "-fno-wrapv", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
 
 
 def cuda_home() -> Path | None:
@@ -56,7 +57,7 @@ def extension(name: str, sources: list[str], **more) -> cpp_extension.CppExtensi
     return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, depends=headers, **more)
 
 
-sources = ["csrc/ops.cpp", "csrc/arguments.cpp", "csrc/cpu/slaf.cpp", "csrc/module.cpp"]
+sources = ["csrc/ops.cpp", "csrc/arguments.cpp", "csrc/module.cpp", *(str(p.relative_to(root)) for p in sorted(root.glob("csrc/cpu/*.cpp")))]
 modules = [extension("_C", sources, include_dirs=[pybind11.get_include()], extra_compile_args={"cxx": cxx})]
 if home := cuda_home():
     cpp_extension.CUDA_HOME = str(home)  # which a CPU-only torch leaves unset

@@ -93,8 +93,7 @@ def expand(
     t = _widen(x)
     rows = _along(coeffs.to(t.dtype), x, dim)
     inside = t if outside == OUTSIDE["extrapolate"] else torch.where(t < lo, lo, torch.where(t > hi, hi, t))
-    y = sum(rows[..., k] * phi for k, phi in enumerate(_walk(inside - center, recurrence)))
-    assert isinstance(y, Tensor)
+    y = _clenshaw(inside - center, rows, recurrence)
     if outside == ZERO:
         y = torch.where((t < lo) | (t > hi), 0.0, y)
     if outside == OUTSIDE["linear"]:
@@ -211,6 +210,18 @@ def _walk(t: Tensor, recurrence: Sequence[float]) -> Iterator[Tensor]:
             following = following - c * previous
         previous, current = current, following
         yield current
+
+
+def _clenshaw(t: Tensor, rows: Tensor, recurrence: Sequence[float]) -> Tensor:
+    """Σ_k rows[…, k] φ_k(t), summed from the far end as numpy.polynomial does."""
+    table = [recurrence[i : i + 3] for i in range(0, len(recurrence), 3)]
+    current, later = torch.zeros_like(t) + rows[..., -1], None
+    for k in reversed(range(len(table))):
+        a, b, _ = table[k]
+        following = rows[..., k] + (a * t + b) * current
+        c = table[k + 1][2] if later is not None else 0
+        current, later = following if c == 0 else following - c * later, current
+    return current
 
 
 def _derivatives_at(t: float, recurrence: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@
 
 #include "../ops.h"
 #include "isa.h"
-#include "sweep.h"
+#include "kernels.h"
 
 namespace slaf_ext::cpu {
 namespace {
@@ -14,13 +14,6 @@ constexpr int64_t long_group = 32;         // numbers from which a group is a un
 constexpr int64_t task_numbers = 16384;    // about as many in a task, for a group that is long,
 constexpr int64_t task_rows = 4096;        // and as many rows where it is short
 constexpr int64_t thread_numbers = 32768;  // less is not worth another thread
-
-// Four tiles, as `tile` needs them.
-template <typename T>
-int64_t scratch_numbers(Isa isa) {
-  const int rows = isa == Isa::avx512 ? tile_rows<64> : tile_rows<32>;
-  return 4 * rows * vector_bytes(isa) / static_cast<int64_t>(sizeof(T));
-}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -127,37 +120,18 @@ int64_t block_rows(const Arguments& a, unsigned pass = forward) {
   return a.outside == Outside::linear ? K + 2 : K;
 }
 
-template <Walk kind, unsigned pass>
-struct StepsBody {
-  template <int bytes, typename... A>
-  SLAF_INLINE static void run(A&... a) {
-    steps<kind, bytes, pass>(a...);
-  }
-};
+// The room that tasks of one thread share.
+template <typename T>
+class Rooms {
+ public:
+  Rooms(int64_t numbers, int64_t scratch) : sums_(new T[numbers]), totals_(new double[numbers]), scratch_(new T[scratch]) {}
+  Room<T> room() const { return {sums_.get(), totals_.get(), scratch_.get()}; }
 
-template <unsigned pass>
-struct TaskBody {
-  template <int bytes, typename... A>
-  SLAF_INLINE static void run(A&... a) {
-    run_task<bytes, pass>(a...);
-  }
+ private:
+  std::unique_ptr<T[]> sums_;
+  std::unique_ptr<double[]> totals_;
+  std::unique_ptr<T[]> scratch_;
 };
-
-template <unsigned pass, typename T>
-Steps<T> steps_for([[maybe_unused]] Walk kind, Isa isa) {
-  // For the normalised form one walk, right for every table: five of each would take long to compile.
-  constexpr bool every_walk = (pass & (moments | centered_gradient | normalized_gradient)) == 0;
-  if constexpr (every_walk) {
-    switch (kind) {
-      case Walk::scaled: return compiled_for<StepsBody<Walk::scaled, pass>, Steps<T>>(isa);
-      case Walk::uniform: return compiled_for<StepsBody<Walk::uniform, pass>, Steps<T>>(isa);
-      case Walk::product: return compiled_for<StepsBody<Walk::product, pass>, Steps<T>>(isa);
-      case Walk::power: return compiled_for<StepsBody<Walk::power, pass>, Steps<T>>(isa);
-      case Walk::general: break;
-    }
-  }
-  return compiled_for<StepsBody<Walk::general, pass>, Steps<T>>(isa);
-}
 
 // A block of coefficients for every unit, as the sweep reads them.
 template <typename T>
@@ -196,8 +170,9 @@ void collect(const std::vector<double>& partial, const Grid& grid, const Layout&
 }
 
 // Runs a sweep over all of x. `coeffs` and the result, which holds sums, have block_rows rows.
-template <unsigned pass, typename S>
-Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeffs, const void* grad_output, void* out) {
+template <typename S>
+Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, const Table& coeffs,
+            const void* grad_output, void* out) {
   using T = compute_t<S>;
   const Isa isa = best_isa();
   const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a, pass), block = rows * W;
@@ -206,10 +181,13 @@ Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeff
   const std::vector<T> expanded = expand<T>(coeffs, grid, a.layout, W);
   const std::vector<T> A(recurrence.a.begin(), recurrence.a.end()), B(recurrence.b.begin(), recurrence.b.end()),
       C(recurrence.c.begin(), recurrence.c.end());
-  const Sweep<S> s{static_cast<const S*>(a.x.const_data_ptr()),
+  const Kernels<S> kernel = kernels<S>(pass, recurrence.kind, isa);
+  const Sweep<S> s{pass,
+                   static_cast<const S*>(a.x.const_data_ptr()),
                    static_cast<const S*>(grad_output),
                    static_cast<S*>(out),
-                   steps_for<pass, T>(recurrence.kind, isa),
+                   kernel.steps,
+                   kernels<T>(pass, recurrence.kind, isa).steps,
                    {A.data(), B.data(), C.data()},
                    a.degree(),
                    static_cast<T>(a.center),
@@ -226,14 +204,13 @@ Table sweep(const Arguments& a, const Recurrence& recurrence, const Table& coeff
   const int64_t unit_size = grid.by_lanes ? block : rows, cell_size = grid.units * unit_size;
   std::vector<double> partial(has_sums(pass) ? grid.cells * cell_size : 0);
   const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks() / a.x.numel());
-  const auto run = compiled_for<TaskBody<pass>, void (*)(const Sweep<S>&, const Task&, double*, T*, T*)>(isa);
+  const int64_t tile_numbers = tile_rows * W;
   torch::stable::parallel_for(0, grid.tasks(), grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> room(new T[grid.unit_block * block + scratch_numbers<T>(isa)]);
-    T *sums = room.get(), *scratch = sums + grid.unit_block * block;
+    const Rooms<T> rooms(grid.unit_block * block, 4 * tile_numbers);
     for (int64_t index = begin; index < end; ++index) {
       const Task task = grid.task(index);
       double* own = has_sums(pass) ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
-      run(s, task, own, sums, scratch);
+      kernel.run_task(s, task, rooms.room(), own);
     }
   });
 
@@ -264,7 +241,7 @@ Tensor slaf(const Tensor& x, const Tensor& coeffs, const std::vector<double>& re
     }
   }
   dispatch_storage(a.x.scalar_type(),
-                   [&](auto s) { sweep<forward, decltype(s)>(a, r, table, nullptr, y.mutable_data_ptr()); });
+                   [&](auto s) { sweep<decltype(s)>(forward, a, r, table, nullptr, y.mutable_data_ptr()); });
   return y;
 }
 
@@ -315,10 +292,10 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
     const void* seed = gy.const_data_ptr();
     void* out = need_x ? dx.mutable_data_ptr() : nullptr;
     if (!need_coeffs) {
-      sweep<input_gradient, S>(a, r, slopes, seed, out);
+      sweep<S>(input_gradient, a, r, slopes, seed, out);
     } else {
-      const Table sums = need_x ? sweep<input_gradient | coeffs_gradient, S>(a, r, slopes, seed, out)
-                                : sweep<coeffs_gradient, S>(a, r, slopes, seed, out);
+      const unsigned pass = need_x ? input_gradient | coeffs_gradient : coeffs_gradient;
+      const Table sums = sweep<S>(pass, a, r, slopes, seed, out);
       write_coeffs(coeffs_gradient_of(sums, a, r), dcoeffs);
     }
   });
@@ -388,7 +365,7 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
     // A sample that missed the mean by far is told by the sums, and a second sweep starts from their mean.
     bool far = true;
     for (int attempt = 0; far && attempt < 2; ++attempt) {
-      const Table sums = sweep<moments, S>(a, r, shifts, nullptr, nullptr);
+      const Table sums = sweep<S>(moments, a, r, shifts, nullptr, nullptr);
       far = false;
       for (int64_t k = 1; k < K; ++k) {
         for (int64_t g = 0; g < groups; ++g) {
@@ -430,7 +407,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
     for (int64_t k = 1; k < K; ++k) {
       for (int64_t g = 0; g < groups; ++g) shifts[k][g] = static_cast<T>(means[g * (K - 1) + k - 1] / r.scale[k]);
     }
-    const Table sums = sweep<centered_gradient, S>(a, r, shifts, gy.const_data_ptr(), nullptr);
+    const Table sums = sweep<S>(centered_gradient, a, r, shifts, gy.const_data_ptr(), nullptr);
     Table gradient(K, groups), factors(block_rows(a, normalized_gradient), groups);
     gradient.add(0, 1.0, sums[0]);
     for (int64_t k = 1; k < K; ++k) {
@@ -447,7 +424,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
       }
     }
     write_coeffs(gradient, dcoeffs);
-    if (need_x) sweep<normalized_gradient, S>(a, r, factors, gy.const_data_ptr(), dx.mutable_data_ptr());
+    if (need_x) sweep<S>(normalized_gradient, a, r, factors, gy.const_data_ptr(), dx.mutable_data_ptr());
   });
   return {dx, dcoeffs};
 }

@@ -31,18 +31,33 @@ constexpr bool has_sums(unsigned pass) { return (pass & (coeffs_gradient | momen
 
 enum class Edge { extrapolate, zero, clamp, linear };
 
-// `steps` for the walk that a basis needs, compiled for the instruction set in use.
-template <typename T>
-using Steps = void (*)(const T* x, const T* seed, T* out, int64_t stride, int rows, const Rows<T>& table, int degree,
-                       const T* coeffs, T* sums);
+// `rows` rows, `stride` numbers apart, of `units` vectors side by side. Each unit has a block of
+// coefficients and, if the pass has sums, one of sums, `block` numbers after those of the unit before it.
+template <typename S, typename T = compute_t<S>>
+struct Strip {
+  const S* x;
+  const S* seed;
+  S* out;
+  int64_t stride;
+  int rows, units;
+  const T* coeffs;
+  T* sums;
+  int64_t block;
+};
+
+// The walk over a strip, compiled for a pass, a kind of table and an instruction set.
+template <typename S, typename T = compute_t<S>>
+using Steps = void (*)(const Strip<S, T>&, const Rows<T>& table, int degree);
 
 // Everything that stays the same during a sweep. S is the storage type, T what is computed in.
 template <typename S, typename T = compute_t<S>>
 struct Sweep {
+  unsigned pass;
   const S* x;
-  const S* grad_output;  // unless forward
+  const S* grad_output;  // if the pass has a seed
   S* out;                // y, or the gradient in x
-  Steps<T> steps;
+  Steps<S, T> steps;     // for numbers as they lie in memory,
+  Steps<T, T> scratch_steps;  // and for those that something was done to before
   Rows<T> table;
   int degree;
   T center, lo, hi;  // the walk sees clamp(x, lo, hi) - center
@@ -65,72 +80,92 @@ struct Task {
   int64_t outer_begin, outer_end, unit_begin, unit_end, inner_begin, inner_end;
 };
 
-template <int bytes>
-inline constexpr int side_by_side = bytes == 64 ? 4 : 3;  // what 32, and 16, registers hold
-template <int bytes, unsigned pass>
-inline constexpr int vectors_a_step = pass == normalized_gradient ? (side_by_side<bytes> + 1) / 2 : side_by_side<bytes>;
-template <int bytes>
-inline constexpr int tile_rows = 40 * side_by_side<bytes>;
-// fp32 sums pass to fp64 after about this many rows, 40 additions: many more would show beside sums by pairs.
-template <int bytes>
-inline constexpr int rows_a_flush = tile_rows<bytes>;
+// Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them.
+template <Walk kind, int bytes, unsigned pass>
+inline constexpr int vectors_a_step = [] {
+  if (pass == forward) return bytes == 64 ? 8 : 4;
+  if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
+  return bytes == 64 ? 6 : has_one_factor(kind) ? 4 : 3;
+}();
+constexpr int low_rows = 8;  // a multiple of most of these
+// Rows of a tile. As often, fp32 sums pass to fp64: many more additions would show beside sums by pairs.
+constexpr int tile_rows = 96;
 
-// `count` vectors, `stride` numbers apart, the first at index `at`.
-template <Walk kind, int bytes, unsigned pass, int count, typename T>
-SLAF_INLINE void step(const T* x, const T* seed, T* out, int64_t at, int64_t stride, const Rows<T>& table, int degree,
+// `count` vectors of one unit, `stride` numbers apart.
+template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T>
+SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const Rows<T>& table, int degree,
                       const T* coeffs, T* sums) {
   constexpr int W = bytes / sizeof(T);
   using P = Pack<T, bytes, count>;
-  P first, result;
-  // A sweep without a seed may be given one of ones, with zeros where a vector is cut short.
-  if (has_seed(pass) || (pass == moments && seed != nullptr)) {
-    first = P::read(seed + at, stride);
-  } else {
-    first = P::filled(T(1));
-  }
-  result = P::filled(T(0));
-  if constexpr (pass == normalized_gradient) {
+  const auto row = [&](const T* block, int k) __attribute__((always_inline)) { return load<bytes>(block + k * W); };
+  const auto add = [&](T* block, int k, const P& p) __attribute__((always_inline)) {
+    store<bytes>(block + k * W, row(block, k) + p.total());
+  };
+  const P point = P::read(x, stride);
+  if constexpr (pass == forward) {
+    const auto coeff = [&](int k) __attribute__((always_inline)) { return P::filled(row(coeffs, k)); };
+    expand<kind>(point, table, degree, coeff).write(out, stride);
+  } else if constexpr (pass == normalized_gradient) {
     const T *u = coeffs + (degree + 1) * W, *v = u + (degree + 1) * W;
-    const Dual<P> dual_x{P::read(x + at, stride), P::filled(T(1))}, one{P::filled(T(1)), P::filled(T(0))};
-    walk<kind>(dual_x, one, table, degree, [&](int k, const Dual<P>& psi) __attribute__((always_inline)) {
-      P inner = P::filled(T(0));
-      inner.add_product(first, load<T, bytes>(coeffs + k * W));
-      inner.add_product(psi.value, load<T, bytes>(v + k * W));
-      for (int i = 0; i < count; ++i) result.v[i] += psi.slope.v[i] * (inner.v[i] + load<T, bytes>(u + k * W));
+    const P g = P::read(seed, stride);
+    const Dual<P> dual{point, P::filled(T(1))}, one{P::filled(T(1)), P::filled(T(0))};
+    P sum = P::filled(T(0));
+    walk<kind>(dual, one, table, degree, [&](int k, const Dual<P>& psi) __attribute__((always_inline)) {
+      sum = sum + psi.slope * (g * row(coeffs, k) + psi.value * row(v, k) + row(u, k));
     });
-    result.write(out + at, stride);
-    return;
-  }
-  if constexpr (pass == moments || pass == centered_gradient) {
-    T* squares = sums + (degree + 1) * W;
-    walk<kind>(P::read(x + at, stride), first, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
-      P shifted = psi;
-      shifted.add_product(first, -load<T, bytes>(coeffs + k * W));
-      store(sums + k * W, load<T, bytes>(sums + k * W) + shifted.total());
-      if constexpr (pass == moments) {
-        store(squares + k * W, load<T, bytes>(squares + k * W) + (shifted * shifted).total());
-      }
+    sum.write(out, stride);
+  } else if constexpr (pass == moments || pass == centered_gradient) {
+    // The moments may be given a seed of ones, with zeros where a vector is cut short.
+    const P first = has_seed(pass) || seed != nullptr ? P::read(seed, stride) : P::filled(T(1));
+    walk<kind>(point, first, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
+      const P shifted = psi - first * row(coeffs, k);
+      add(sums, k, shifted);
+      if constexpr (pass == moments) add(sums, degree + 1 + k, shifted * shifted);
     });
-    return;
+  } else {
+    const P g = P::read(seed, stride);
+    P slope = P::filled(T(0));
+    walk<kind>(point, g, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
+      if constexpr ((pass & input_gradient) != 0) slope = slope + psi * row(coeffs, k);
+      if constexpr ((pass & coeffs_gradient) != 0) add(sums, k, psi);
+    });
+    if constexpr ((pass & input_gradient) != 0) slope.write(out, stride);
   }
-  walk<kind>(P::read(x + at, stride), first, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
-    if constexpr ((pass & (forward | input_gradient)) != 0) result.add_product(psi, load<T, bytes>(coeffs + k * W));
-    if constexpr ((pass & coeffs_gradient) != 0) store(sums + k * W, load<T, bytes>(sums + k * W) + psi.total());
-  });
-  if constexpr ((pass & (forward | input_gradient)) != 0) result.write(out + at, stride);
 }
 
-// `rows` rows of W numbers, `stride` numbers apart.
-template <Walk kind, int bytes, unsigned pass, typename T>
-SLAF_INLINE void steps(const T* x, const T* seed, T* out, int64_t stride, int rows, const Rows<T>& table, int degree,
-                       const T* coeffs, T* sums) {
-  constexpr int count = vectors_a_step<bytes, pass>;
-  int row = 0;
-  for (; row + count <= rows; row += count) {
-    step<kind, bytes, pass, count>(x, seed, out, row * stride, stride, table, degree, coeffs, sums);
-  }
-  for (; row < rows; ++row) {
-    step<kind, bytes, pass, 1>(x, seed, out, row * stride, stride, table, degree, coeffs, sums);
+// A pointer `numbers` further on, if it points to anything.
+template <typename S>
+SLAF_INLINE S* further(S* from, int64_t numbers) {
+  return from == nullptr ? nullptr : from + numbers;
+}
+
+template <Walk kind, int bytes, unsigned pass, typename S, typename T>
+SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
+  constexpr int count = vectors_a_step<kind, bytes, pass>, W = bytes / sizeof(T);
+  // Copies, since what is written could overlap the originals for all that a compiler knows.
+  const Rows<T> rows = table;
+  const int64_t stride = s.stride, block = s.block;
+  const int units = s.units;
+  for (int unit = 0; unit < units; ++unit) {
+    const T* coeffs = s.coeffs + unit * block;
+    T* sums = has_sums(pass) ? s.sums + unit * block : nullptr;
+    const S* x = s.x + unit * W;
+    const S* seed = further(s.seed, unit * W);
+    S* out = further(s.out, unit * W);
+    const auto advance = [&](int vectors) __attribute__((always_inline)) {
+      x += vectors * stride;
+      if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += vectors * stride;
+      if (has_out(pass)) out += vectors * stride;
+    };
+    int left = s.rows;
+    for (; left >= count; left -= count) {
+      step<kind, bytes, pass, count>(x, seed, out, stride, rows, degree, coeffs, sums);
+      advance(count);
+    }
+    for (; left > 0; --left) {
+      step<kind, bytes, pass, 1>(x, seed, out, stride, rows, degree, coeffs, sums);
+      advance(1);
+    }
   }
 }
 
@@ -164,38 +199,29 @@ SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, i
   }
 }
 
-// `rows` vectors, cut short to `lanes` as in `gather`, the first at `offset`. Numbers that need more than the
-// recurrence (another storage type, a domain, a vector cut short) pass through `scratch`, four tiles that stay in L1.
-template <int bytes, unsigned pass, typename S, typename T>
+// `rows` vectors of one unit, cut short to `lanes` as in `gather`, the first at `offset`. Numbers that need more than
+// the recurrence (a domain, a vector cut short) pass through `scratch`, four tiles that stay in L1.
+template <int bytes, typename S, typename T>
 SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int rows, int lanes, const T* coeffs,
                       T* sums, T* scratch) {
   constexpr int W = bytes / sizeof(T);
   using V = Vector<T, bytes>;
-  const S* x = s.x + offset;
-  const S* grad_output = has_seed(pass) ? s.grad_output + offset : nullptr;
-  S* out = has_out(pass) ? s.out + offset : nullptr;
-  if constexpr (std::is_same_v<S, T>) {
-    if (lanes == W && s.edge == Edge::extrapolate && s.center == 0) {
-      s.steps(x, grad_output, out, stride, rows, s.table, s.degree, coeffs, sums);
-      return;
-    }
-  }
   const int n = rows * W;
   const T lo = s.lo, hi = s.hi, center = s.center;
   T* __restrict__ raw = scratch;
-  T* __restrict__ mapped = raw + tile_rows<bytes> * W;
-  T* __restrict__ seeds = mapped + tile_rows<bytes> * W;
-  T* __restrict__ beyond = seeds + tile_rows<bytes> * W;
-  gather<W>(x, stride, rows, lanes, s.by_lanes, raw);
+  T* __restrict__ mapped = raw + tile_rows * W;
+  T* __restrict__ seeds = mapped + tile_rows * W;
+  T* __restrict__ beyond = seeds + tile_rows * W;
+  gather<W>(s.x + offset, stride, rows, lanes, s.by_lanes, raw);
   if (s.edge == Edge::extrapolate) {
     for (int i = 0; i < n; ++i) mapped[i] = raw[i] - center;
   } else {
     for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo ? lo : raw[i] > hi ? hi : raw[i]) - center;
   }
-  if constexpr (pass == moments) {
+  if (s.pass == moments) {
     for (int i = 0; i < n; ++i) seeds[i] = s.by_lanes || i < (rows - 1) * W + lanes ? T(1) : T(0);
-  } else if constexpr (pass != forward) {
-    gather<W>(grad_output, stride, rows, lanes, s.by_lanes, seeds);
+  } else if (has_seed(s.pass)) {
+    gather<W>(s.grad_output + offset, stride, rows, lanes, s.by_lanes, seeds);
     if (s.edge == Edge::zero) {
       for (int i = 0; i < n; ++i) seeds[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : seeds[i];
     }
@@ -203,96 +229,112 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
   if (s.edge == Edge::linear) {
     for (int i = 0; i < n; ++i) beyond[i] = raw[i] > hi ? raw[i] - hi : T(0);
     for (int i = 0; i < n; ++i) raw[i] = raw[i] < lo ? raw[i] - lo : T(0);
-    if constexpr ((pass & coeffs_gradient) != 0) {
+    if ((s.pass & coeffs_gradient) != 0) {
       T* tails = sums + (s.degree + 1) * W;
-      V below = load<T, bytes>(tails), above = load<T, bytes>(tails + W);
+      V below = load<bytes>(tails), above = load<bytes>(tails + W);
       for (int i = 0; i < n; i += W) {
-        below += load<T, bytes>(seeds + i) * load<T, bytes>(raw + i);
-        above += load<T, bytes>(seeds + i) * load<T, bytes>(beyond + i);
+        below += load<bytes>(seeds + i) * load<bytes>(raw + i);
+        above += load<bytes>(seeds + i) * load<bytes>(beyond + i);
       }
-      store(tails, below);
-      store(tails + W, above);
+      store<bytes>(tails, below);
+      store<bytes>(tails + W, above);
     }
   }
-  s.steps(mapped, seeds, mapped, W, rows, s.table, s.degree, coeffs, sums);
-  if constexpr (has_out(pass)) {
-    if (pass == forward && s.edge == Edge::linear) {
-      const T* slopes = coeffs + (s.degree + 1) * W;
-      const V below = load<T, bytes>(slopes), above = load<T, bytes>(slopes + W);
-      for (int i = 0; i < n; i += W) {
-        const V inside = load<T, bytes>(mapped + i);
-        store(mapped + i, inside + load<T, bytes>(raw + i) * below + load<T, bytes>(beyond + i) * above);
-      }
+  const bool with_seeds = has_seed(s.pass) || s.pass == moments;
+  s.scratch_steps({mapped, with_seeds ? seeds : nullptr, mapped, W, rows, 1, coeffs, sums, 0}, s.table, s.degree);
+  if (!has_out(s.pass)) return;
+  if (s.pass == forward && s.edge == Edge::linear) {
+    const T* slopes = coeffs + (s.degree + 1) * W;
+    const V below = load<bytes>(slopes), above = load<bytes>(slopes + W);
+    for (int i = 0; i < n; i += W) {
+      const V inside = load<bytes>(mapped + i);
+      store<bytes>(mapped + i, inside + load<bytes>(raw + i) * below + load<bytes>(beyond + i) * above);
     }
-    // The gradient of `clamp` vanishes outside, and `zero` does by name.
-    if (s.edge == Edge::zero || (s.edge == Edge::clamp && pass != forward)) {
-      for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : mapped[i];
-    }
-    scatter<W>(mapped, stride, rows, lanes, s.by_lanes, out);
   }
+  // The gradient of `clamp` vanishes outside, and `zero` does by name.
+  if (s.edge == Edge::zero || (s.edge == Edge::clamp && s.pass != forward)) {
+    for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : mapped[i];
+  }
+  scatter<W>(mapped, stride, rows, lanes, s.by_lanes, s.out + offset);
 }
 
-// Asks for a column of the rows that come next: processors foresee runs of memory, not columns.
-template <unsigned pass, typename S, typename T>
-SLAF_INLINE void prefetch(const Sweep<S, T>& s, int64_t offset, int rows) {
-  for (int row = 0; row < rows; ++row) {
-    const int64_t at = offset + row * s.inner;
-    __builtin_prefetch(s.x + at);
-    if constexpr (has_seed(pass)) __builtin_prefetch(s.grad_output + at);
-    if constexpr (has_out(pass)) __builtin_prefetch(s.out + at, 1);
-  }
-}
+// Where a task keeps what it works with: sums in T for a few rows, in fp64 for all, and room for `tile`.
+template <typename T>
+struct Room {
+  T* sums;
+  double* totals;
+  T* scratch;
+};
 
-// A task. `partial` receives the sums of its units in fp64: a block each where lanes differ, and else
-// the block's rows, summed over their lanes. `sums` and `scratch` are room for the blocks and four tiles.
-template <int bytes, unsigned pass, typename S, typename T>
-SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, double* partial, T* sums, T* scratch) {
+// A task. `partial` receives the sums of its units: a block each where lanes differ, and else the block's rows,
+// summed over their lanes.
+template <int bytes, typename S, typename T>
+SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const Room<T>& room, double* partial) {
   constexpr int W = bytes / sizeof(T);
   const int64_t block = int64_t{s.block_rows} * W, units = task.unit_end - task.unit_begin;
+  const int64_t numbers = has_sums(s.pass) ? units * block : 0;
   const T* coeffs = s.coeffs + task.unit_begin * block;
+  T* __restrict__ sums = room.sums;
+  double* __restrict__ totals = room.totals;
+  std::fill_n(sums, numbers, T(0));
+  std::fill_n(totals, numbers, 0.0);
   int64_t unflushed = 0;
-  auto flush = [&]() __attribute__((always_inline)) {
-    if constexpr (has_sums(pass)) {
-      for (int64_t i = 0; i < units * block; i += W) {
-        for (int lane = 0; lane < W; ++lane) {
-          partial[s.by_lanes ? i + lane : i / W] += static_cast<double>(sums[i + lane]);
-          sums[i + lane] = 0;
-        }
-      }
+  const auto flush = [&]() __attribute__((always_inline)) {
+    for (int64_t i = 0; i < numbers; ++i) {
+      totals[i] += static_cast<double>(sums[i]);
+      sums[i] = 0;
     }
     unflushed = 0;
   };
-  if constexpr (has_sums(pass)) {
-    for (int64_t i = 0; i < units * block; ++i) sums[i] = 0;
-  }
+  const bool direct = s.steps != nullptr && s.edge == Edge::extrapolate && s.center == 0;
+  const auto strip = [&](int64_t offset, int64_t stride, int64_t rows, int64_t width, int64_t unit)
+      __attribute__((always_inline)) {
+    if (rows == 0 || width == 0) return;
+    s.steps({s.x + offset, further(s.grad_output, offset), further(s.out, offset), stride, static_cast<int>(rows),
+             static_cast<int>(width), coeffs + unit * block, sums + unit * block, block},
+            s.table, s.degree);
+  };
+
   // Where units share cache lines, their tiles are low enough to meet in L1.
-  constexpr int count = side_by_side<bytes>;
-  const int64_t low = std::max<int64_t>(2048 / (units * bytes) / count * count, count);
-  const int64_t tallest = s.by_lanes ? std::min<int64_t>(low, tile_rows<bytes>) : tile_rows<bytes>;
+  const int64_t low = direct ? low_rows : std::clamp<int64_t>(2048 / (units * bytes) / low_rows * low_rows, low_rows, tile_rows);
+  const int64_t tallest = s.by_lanes ? low : tile_rows;
   const int64_t length = task.inner_end - task.inner_begin;
   for (int64_t o = task.outer_begin; o < task.outer_end; o += s.by_lanes ? tallest : 1) {
-    int64_t done = 0;
-    do {
-      const int64_t left = s.by_lanes ? task.outer_end - o : (length - done + W - 1) / W;
-      const int rows = static_cast<int>(std::min(left, tallest));
-      for (int64_t u = 0; u < units; ++u) {
-        const int64_t unit = task.unit_begin + u;
-        if (s.by_lanes) {
-          const int64_t offset = o * s.inner + unit * W;
-          const int lanes = static_cast<int>(std::min<int64_t>(W, s.inner - unit * W));
-          prefetch<pass>(s, offset + rows * s.inner, rows);
-          tile<bytes, pass>(s, offset, s.inner, rows, lanes, coeffs + u * block, sums + u * block, scratch);
-        } else {
-          const int64_t offset = (o * s.units + unit) * s.inner + task.inner_begin + done;
-          const int last = static_cast<int>(std::min<int64_t>(W, length - done - (rows - 1) * W));
-          tile<bytes, pass>(s, offset, W, rows, last, coeffs + u * block, sums + u * block, scratch);
+    for (int64_t done = 0; done < length; done += tallest * W) {
+      int64_t rows;
+      if (s.by_lanes) {
+        rows = std::min(task.outer_end - o, tallest);
+        const int64_t first = task.unit_begin * W, offset = o * s.inner + first;
+        const int64_t whole = direct ? std::min(units, (s.inner - first) / W) : 0;
+        strip(offset, s.inner, rows, whole, 0);
+        for (int64_t u = whole; u < units; ++u) {
+          const int lanes = static_cast<int>(std::min<int64_t>(W, s.inner - first - u * W));
+          tile<bytes>(s, offset + u * W, s.inner, static_cast<int>(rows), lanes, coeffs + u * block, sums + u * block,
+                      room.scratch);
+        }
+        done = length;
+      } else {
+        const int64_t left = std::min(length - done, tallest * W);
+        rows = (left + W - 1) / W;
+        const int64_t whole = direct ? left / W : 0;
+        for (int64_t u = 0; u < units; ++u) {
+          const int64_t offset = (o * s.units + task.unit_begin + u) * s.inner + task.inner_begin + done;
+          strip(offset, W, whole, 1, u);
+          if (whole < rows) {
+            const int last = static_cast<int>(left - (rows - 1) * W);
+            tile<bytes>(s, offset + whole * W, W, static_cast<int>(rows - whole), last, coeffs + u * block,
+                        sums + u * block, room.scratch);
+          }
         }
       }
-      done += rows * W;
-      if ((unflushed += rows) >= rows_a_flush<bytes>) flush();
-    } while (!s.by_lanes && done < length);
+      if ((unflushed += rows) >= tile_rows) flush();
+    }
   }
   flush();
+  for (int64_t i = 0; i < numbers; ++i) {
+    double& to = s.by_lanes ? partial[i] : partial[i / W];
+    to = s.by_lanes || i % W == 0 ? totals[i] : to + totals[i];
+  }
 }
 
 }  // namespace slaf_ext::cpu

@@ -2,81 +2,103 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "../recurrence.h"
+#include "half.h"
 
 namespace slaf_ext::cpu {
 
 template <typename T, int bytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(bytes)));
+  // The same in memory, at any address that suits one number.
+  typedef T anywhere __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
 };
 template <typename T, int bytes>
 using Vector = typename VectorOf<T, bytes>::type;
 
-// Memory may lie at any address that suits one number.
-template <typename T, int bytes>
-SLAF_INLINE Vector<T, bytes> load(const T* from) {
-  Vector<T, bytes> v;
-  std::memcpy(&v, from, bytes);
-  return v;
+// Vectors of what S is computed in, from and to memory that holds S.
+template <int bytes, typename S>
+SLAF_INLINE Vector<compute_t<S>, bytes> load(const S* from) {
+  if constexpr (is_half<S>) {
+    using Bits = typename VectorOf<uint16_t, bytes / 2>::anywhere;
+    const auto bits = __builtin_convertvector(*reinterpret_cast<const Bits*>(from), Vector<uint32_t, bytes>);
+    return widen_bits<S, Vector<float, bytes>>(bits);
+  } else {
+    return *reinterpret_cast<const typename VectorOf<S, bytes>::anywhere*>(from);
+  }
 }
-template <typename T, typename V>
-SLAF_INLINE void store(T* to, const V& v) {
-  std::memcpy(to, &v, sizeof(V));
+template <int bytes, typename S>
+SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
+  if constexpr (is_half<S>) {
+    using Bits = typename VectorOf<uint16_t, bytes / 2>::anywhere;
+    const auto bits = narrow_bits<S, Vector<uint32_t, bytes>>(v);
+    *reinterpret_cast<Bits*>(to) = __builtin_convertvector(bits, Vector<uint16_t, bytes / 2>);
+  } else {
+    *reinterpret_cast<typename VectorOf<S, bytes>::anywhere*>(to) = v;
+  }
 }
 
-// `count` vectors worked on side by side, which hides the latency of the recurrence.
+// `count` vectors worked on side by side, which hides the latency of the recurrence. Loops over them are
+// unrolled so that the vectors live in registers.
 template <typename T, int bytes, int count>
 struct Pack {
-  Vector<T, bytes> v[count];
+  using V = Vector<T, bytes>;
+  V v[count];
 
-  SLAF_INLINE static Pack filled(T t) {
+  SLAF_INLINE static Pack filled(const V& t) {
     Pack p;
-    for (int u = 0; u < count; ++u) p.v[u] = Vector<T, bytes>{} + t;
+#pragma GCC unroll 8
+    for (int u = 0; u < count; ++u) p.v[u] = t;
     return p;
   }
-  SLAF_INLINE static Pack read(const T* from, int64_t stride) {
+  SLAF_INLINE static Pack filled(T t) { return filled(t - V{}); }  // t + 0 would not be t for -0
+  template <typename S>
+  SLAF_INLINE static Pack read(const S* from, int64_t stride) {
     Pack p;
-    for (int u = 0; u < count; ++u) p.v[u] = load<T, bytes>(from + u * stride);
+#pragma GCC unroll 8
+    for (int u = 0; u < count; ++u) p.v[u] = load<bytes>(from + u * stride);
     return p;
   }
-  SLAF_INLINE void write(T* to, int64_t stride) const {
-    for (int u = 0; u < count; ++u) store(to + u * stride, v[u]);
+  template <typename S>
+  SLAF_INLINE void write(S* to, int64_t stride) const {
+#pragma GCC unroll 8
+    for (int u = 0; u < count; ++u) store<bytes>(to + u * stride, v[u]);
   }
-  SLAF_INLINE Vector<T, bytes> total() const {
-    Vector<T, bytes> sum = v[0];
+  SLAF_INLINE V total() const {
+    V sum = v[0];
+#pragma GCC unroll 8
     for (int u = 1; u < count; ++u) sum += v[u];
     return sum;
   }
-  // Adds p times one number, or one vector, to every vector.
-  template <typename F>
-  SLAF_INLINE void add_product(const Pack& p, const F& factor) {
-    for (int u = 0; u < count; ++u) v[u] += p.v[u] * factor;
-  }
   SLAF_INLINE friend Pack operator*(const Pack& p, const Pack& q) {
     Pack r;
+#pragma GCC unroll 8
     for (int u = 0; u < count; ++u) r.v[u] = p.v[u] * q.v[u];
     return r;
   }
-  SLAF_INLINE friend Pack operator*(const Pack& p, T t) {
+  SLAF_INLINE friend Pack operator*(const Pack& p, const V& t) {
     Pack r;
+#pragma GCC unroll 8
     for (int u = 0; u < count; ++u) r.v[u] = p.v[u] * t;
     return r;
   }
-  SLAF_INLINE friend Pack operator+(const Pack& p, T t) {
-    Pack r;
-    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + t;
-    return r;
-  }
+  SLAF_INLINE friend Pack operator*(const Pack& p, T t) { return p * (t - V{}); }
   SLAF_INLINE friend Pack operator+(const Pack& p, const Pack& q) {
     Pack r;
+#pragma GCC unroll 8
     for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + q.v[u];
     return r;
   }
+  SLAF_INLINE friend Pack operator+(const Pack& p, const V& t) {
+    Pack r;
+#pragma GCC unroll 8
+    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + t;
+    return r;
+  }
+  SLAF_INLINE friend Pack operator+(const Pack& p, T t) { return p + (t - V{}); }
   SLAF_INLINE friend Pack operator-(const Pack& p, const Pack& q) {
     Pack r;
+#pragma GCC unroll 8
     for (int u = 0; u < count; ++u) r.v[u] = p.v[u] - q.v[u];
     return r;
   }

@@ -1,0 +1,5 @@
+#include "kernels.h"
+
+namespace slaf_ext::cpu {
+template Kernels<Half> kernels<Half>(unsigned, Walk, Isa);
+}  // namespace slaf_ext::cpu
