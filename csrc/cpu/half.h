@@ -35,11 +35,12 @@ SLAF_INLINE F widen_bits(U bits) {
 }
 template <typename S, typename U, typename F>
 SLAF_INLINE U narrow_bits(F t) {
-  const U bits = __builtin_bit_cast(U, t), zero = bits ^ bits, magnitude = bits & 0x7fffffffu;
+  const U bits = __builtin_bit_cast(U, t), zero = bits ^ bits;
   if constexpr (std::is_same_v<S, BFloat16>) {
     const U rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return magnitude > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded;
+    return rounded | (t != t ? zero + 0x7fc0u : zero);
   }
+  const U magnitude = bits & 0x7fffffffu;
   // Normal numbers: move the bias and round in the integer; what overflows becomes 0x7c00, inf.
   const U normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   // Below 2^-14: adding 1/2 rounds at 2^-24, the spacing of the subnormals.

@@ -139,6 +139,18 @@ SLAF_INLINE S* further(S* from, int64_t numbers) {
   return from == nullptr ? nullptr : from + numbers;
 }
 
+// Asks for the rows that come after a strip: processors foresee runs of memory, not columns.
+template <int count, unsigned pass, typename S>
+SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t distance, int64_t stride) {
+#pragma GCC unroll 8
+  for (int u = 0; u < count; ++u) {
+    const int64_t at = distance + u * stride;
+    __builtin_prefetch(x + at);
+    if constexpr (has_seed(pass)) __builtin_prefetch(seed + at);
+    if constexpr (has_out(pass)) __builtin_prefetch(out + at, 1);
+  }
+}
+
 template <Walk kind, int bytes, unsigned pass, typename S, typename T>
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
   constexpr int count = vectors_a_step<kind, bytes, pass>, W = bytes / sizeof(T);
@@ -159,6 +171,7 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
     };
     int left = s.rows;
     for (; left >= count; left -= count) {
+      if (stride != W) prefetch<count, pass>(x, seed, out, s.rows * stride, stride);
       step<kind, bytes, pass, count>(x, seed, out, stride, rows, degree, coeffs, sums);
       advance(count);
     }

@@ -16,13 +16,33 @@ struct VectorOf {
 template <typename T, int bytes>
 using Vector = typename VectorOf<T, bytes>::type;
 
+// Whether the compiler is told the instruction for a conversion: it knows none for vectors of half the width.
+#ifdef __x86_64__
+template <int bytes>
+inline constexpr bool has_conversions = bytes > 16;
+#else
+template <int bytes>
+inline constexpr bool has_conversions = false;
+#endif
+
 // Vectors of what S is computed in, from and to memory that holds S.
 template <int bytes, typename S>
 SLAF_INLINE Vector<compute_t<S>, bytes> load(const S* from) {
   if constexpr (is_half<S>) {
-    using Bits = typename VectorOf<uint16_t, bytes / 2>::anywhere;
-    const auto bits = __builtin_convertvector(*reinterpret_cast<const Bits*>(from), Vector<uint32_t, bytes>);
-    return widen_bits<S, Vector<float, bytes>>(bits);
+    using V = Vector<float, bytes>;
+    using U = Vector<uint32_t, bytes>;
+    const auto& bits = *reinterpret_cast<const typename VectorOf<uint16_t, bytes / 2>::anywhere*>(from);
+    if constexpr (has_conversions<bytes> && std::is_same_v<S, Half>) {
+      V v;
+      asm("vcvtph2ps %1, %0" : "=v"(v) : "m"(bits));
+      return v;
+    } else if constexpr (has_conversions<bytes>) {
+      U u;
+      asm("vpmovzxwd %1, %0" : "=v"(u) : "m"(bits));
+      return widen_bits<S, V>(u);
+    } else {
+      return widen_bits<S, V>(__builtin_convertvector(bits, U));
+    }
   } else {
     return *reinterpret_cast<const typename VectorOf<S, bytes>::anywhere*>(from);
   }
@@ -30,9 +50,12 @@ SLAF_INLINE Vector<compute_t<S>, bytes> load(const S* from) {
 template <int bytes, typename S>
 SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
   if constexpr (is_half<S>) {
-    using Bits = typename VectorOf<uint16_t, bytes / 2>::anywhere;
-    const auto bits = narrow_bits<S, Vector<uint32_t, bytes>>(v);
-    *reinterpret_cast<Bits*>(to) = __builtin_convertvector(bits, Vector<uint16_t, bytes / 2>);
+    auto& bits = *reinterpret_cast<typename VectorOf<uint16_t, bytes / 2>::anywhere*>(to);
+    if constexpr (has_conversions<bytes> && std::is_same_v<S, Half>) {
+      asm("vcvtps2ph $0, %1, %0" : "=m"(bits) : "v"(v));  // 0: to nearest, ties to even
+    } else {
+      bits = __builtin_convertvector(narrow_bits<S, Vector<uint32_t, bytes>>(v), Vector<uint16_t, bytes / 2>);
+    }
   } else {
     *reinterpret_cast<typename VectorOf<S, bytes>::anywhere*>(to) = v;
   }
