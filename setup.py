@@ -57,7 +57,7 @@ def extension(name: str, sources: list[str], **more) -> cpp_extension.CppExtensi
     return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, depends=headers, **more)
 
 
-sources = ["csrc/ops.cpp", "csrc/arguments.cpp", "csrc/module.cpp", *(str(p.relative_to(root)) for p in sorted(root.glob("csrc/cpu/*.cpp")))]
+sources = sorted(str(path.relative_to(root)) for path in [*root.glob("csrc/*.cpp"), *root.glob("csrc/cpu/*.cpp")])
 modules = [extension("_C", sources, include_dirs=[pybind11.get_include()], extra_compile_args={"cxx": cxx})]
 if home := cuda_home():
     cpp_extension.CUDA_HOME = str(home)  # which a CPU-only torch leaves unset

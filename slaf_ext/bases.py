@@ -125,7 +125,6 @@ class MappedRecurrence:
     hi: float
 
 
-@functools.lru_cache(maxsize=1024)
 def mapped(basis: Basis, degree: int, domain: tuple[float, float] | None) -> MappedRecurrence:
     """The recurrence of `basis` with the map from `domain` onto its window folded in."""
     rows = basis.rows(degree)

@@ -36,6 +36,9 @@ except (ImportError, OSError) as error:
 
 Spec = tuple[tuple[float, ...], int, float, float, float, int]  # recurrence, dim, center, lo, hi, outside
 
+# The kernels, looked up once.
+_slaf, _slaf_backward = torch.ops.slaf_ext.slaf.default, torch.ops.slaf_ext.slaf_backward.default
+
 
 def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
     """S(x, a), differentiable to any order in either mode."""
@@ -44,7 +47,7 @@ def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or coeffs.requires_grad):
         return SlafFunction.apply(x, coeffs, spec)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
+        return _slaf(x, coeffs, *spec)
 
 
 def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_needs) -> tuple[Tensor, Tensor]:
@@ -57,7 +60,7 @@ def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_need
     if torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad):
         return SlafBackwardFunction.apply(grad_output, x, coeffs, spec_and_needs)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.slaf_ext.slaf_backward.default(grad_output, x, coeffs, *spec_and_needs)
+        return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
 
 
 class SlafFunction(torch.autograd.Function):
@@ -68,7 +71,7 @@ class SlafFunction(torch.autograd.Function):
         ctx.save_for_backward(x, coeffs)
         ctx.spec = spec
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
+            return _slaf(x, coeffs, *spec)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -94,7 +97,7 @@ class NormalizedFunction(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             mean, variance = torch.ops.slaf_ext.slaf_moments.default(x, coeffs, *spec)
             folded = reference.fold(coeffs, mean, variance, eps).to(torch.promote_types(coeffs.dtype, torch.float32))
-            y = torch.ops.slaf_ext.slaf.default(x, folded, *spec)
+            y = _slaf(x, folded, *spec)
         ctx.save_for_backward(x, coeffs, mean, variance)
         ctx.eps, ctx.spec = eps, spec
         ctx.mark_non_differentiable(mean, variance)
@@ -125,7 +128,7 @@ class SlafBackwardFunction(torch.autograd.Function):
         ctx.spec_and_needs = spec_and_needs
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.slaf_ext.slaf_backward.default(grad_output, x, coeffs, *spec_and_needs)
+            return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
 
     @staticmethod
     def backward(ctx, v, w):

@@ -7,6 +7,7 @@ every step of the recurrence.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -74,13 +75,20 @@ def spec(
             f"coeffs have shape {tuple(coeffs.shape)}; they must be (K,) or (G, K) with G and K at least 1, "
             "K = degree + 1"
         )
+    if not (domain is None or isinstance(domain, tuple)):
+        domain = bases.check_interval(domain, "domain")  # such as a list, which no cache takes
+    # torch.compile traces the function, not its cache.
+    make = _spec.__wrapped__ if torch.compiler.is_compiling() else _spec
+    return make(bases.get(basis), coeffs.shape[-1] - 1, dim, domain, outside)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _spec(basis: Basis, degree: int, dim: int, domain: tuple[float, float] | None, outside: str):
     if outside not in OUTSIDE:
         raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim is {dim!r}; it must be an integer")
-    # torch.compile traces the function, not its cache.
-    map_basis = bases.mapped.__wrapped__ if torch.compiler.is_compiling() else bases.mapped
-    mapped = map_basis(bases.get(basis), coeffs.shape[-1] - 1, domain)
+    mapped = bases.mapped(basis, degree, domain)
     return mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside]
 
 
@@ -215,12 +223,13 @@ def _walk(t: Tensor, recurrence: Sequence[float]) -> Iterator[Tensor]:
 def _clenshaw(t: Tensor, rows: Tensor, recurrence: Sequence[float]) -> Tensor:
     """Σ_k rows[…, k] φ_k(t), summed from the far end as numpy.polynomial does."""
     table = [recurrence[i : i + 3] for i in range(0, len(recurrence), 3)]
-    current, later = torch.zeros_like(t) + rows[..., -1], None
+    current, later = torch.zeros_like(t) + rows[..., -1], torch.zeros_like(t)
     for k in reversed(range(len(table))):
         a, b, _ = table[k]
         following = rows[..., k] + (a * t + b) * current
-        c = table[k + 1][2] if later is not None else 0
-        current, later = following if c == 0 else following - c * later, current
+        if k + 1 < len(table) and table[k + 1][2] != 0:
+            following = following - table[k + 1][2] * later
+        current, later = following, current
     return current
 
 

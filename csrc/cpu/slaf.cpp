@@ -124,7 +124,8 @@ int64_t block_rows(const Arguments& a, unsigned pass = forward) {
 template <typename T>
 class Rooms {
  public:
-  Rooms(int64_t numbers, int64_t scratch) : sums_(new T[numbers]), totals_(new double[numbers]), scratch_(new T[scratch]) {}
+  Rooms(int64_t numbers, int64_t scratch)
+      : sums_(new T[numbers]), totals_(new double[numbers]), scratch_(new T[scratch]) {}
   Room<T> room() const { return {sums_.get(), totals_.get(), scratch_.get()}; }
 
  private:

@@ -54,9 +54,9 @@ template <typename S, typename T = compute_t<S>>
 struct Sweep {
   unsigned pass;
   const S* x;
-  const S* grad_output;  // if the pass has a seed
-  S* out;                // y, or the gradient in x
-  Steps<S, T> steps;     // for numbers as they lie in memory,
+  const S* grad_output;       // if the pass has a seed
+  S* out;                     // y, or the gradient in x
+  Steps<S, T> steps;          // for numbers as they lie in memory,
   Steps<T, T> scratch_steps;  // and for those that something was done to before
   Rows<T> table;
   int degree;
@@ -98,9 +98,8 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const R
   constexpr int W = bytes / sizeof(T);
   using P = Pack<T, bytes, count>;
   const auto row = [&](const T* block, int k) __attribute__((always_inline)) { return load<bytes>(block + k * W); };
-  const auto add = [&](T* block, int k, const P& p) __attribute__((always_inline)) {
-    store<bytes>(block + k * W, row(block, k) + p.total());
-  };
+  const auto add = [&](T* block, int k, const P& p)
+                       __attribute__((always_inline)) { store<bytes>(block + k * W, row(block, k) + p.total()); };
   const P point = P::read(x, stride);
   if constexpr (pass == forward) {
     const auto coeff = [&](int k) __attribute__((always_inline)) { return P::filled(row(coeffs, k)); };
@@ -300,8 +299,8 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const Room<T>&
     unflushed = 0;
   };
   const bool direct = s.steps != nullptr && s.edge == Edge::extrapolate && s.center == 0;
-  const auto strip = [&](int64_t offset, int64_t stride, int64_t rows, int64_t width, int64_t unit)
-      __attribute__((always_inline)) {
+  const auto strip = [&](int64_t offset, int64_t stride, int64_t rows, int64_t width,
+                         int64_t unit) __attribute__((always_inline)) {
     if (rows == 0 || width == 0) return;
     s.steps({s.x + offset, further(s.grad_output, offset), further(s.out, offset), stride, static_cast<int>(rows),
              static_cast<int>(width), coeffs + unit * block, sums + unit * block, block},
@@ -309,7 +308,8 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const Room<T>&
   };
 
   // Where units share cache lines, their tiles are low enough to meet in L1.
-  const int64_t low = direct ? low_rows : std::clamp<int64_t>(2048 / (units * bytes) / low_rows * low_rows, low_rows, tile_rows);
+  const int64_t low =
+      direct ? low_rows : std::clamp<int64_t>(2048 / (units * bytes) / low_rows * low_rows, low_rows, tile_rows);
   const int64_t tallest = s.by_lanes ? low : tile_rows;
   const int64_t length = task.inner_end - task.inner_begin;
   for (int64_t o = task.outer_begin; o < task.outer_end; o += s.by_lanes ? tallest : 1) {
