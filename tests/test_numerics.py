@@ -67,6 +67,23 @@ def test_coefficient_gradients_of_many_elements(shape):
         torch.testing.assert_close(actual[..., k].double(), expected, rtol=3e-7, atol=0)
 
 
+# Rows that end inside a vector or a cache line, more rows than a strip or a tile has, rows that no task holds whole.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
+@pytest.mark.parametrize("degree", [1, 2, 5])
+@pytest.mark.parametrize(("shape", "groups"), [((9, 5), 5), ((37, 771), 771), ((203, 48), 16), ((13, 1041), 347)])
+def test_columns(shape, groups, degree, dtype):
+    """Every column its own coefficients, or few to a group: none is mixed with its neighbours, and none left out."""
+    x = (torch.rand(shape, dtype=torch.float64) * 2 - 1).to(dtype)
+    coeffs = torch.randn(groups, degree + 1, dtype=torch.float64).to(dtype)
+    grad_output = torch.randn(shape, dtype=torch.float64).to(dtype)
+    exact = gradients(reference.slaf, x.double(), coeffs.double(), grad_output.double(), dim=-1)
+    actual = gradients(slaf_ext.slaf, x, coeffs, grad_output, dim=-1)
+    for got, want in zip(actual, exact, strict=True):
+        allowed = 4 * torch.finfo(torch.float32 if dtype in HALF else dtype).eps * (1 + degree) ** 2 * 40
+        allowed = allowed + torch.finfo(dtype).eps * want.abs()
+        assert ((got - want).abs() <= allowed).all()
+
+
 SHAPES = {
     "shared": ((100_003,), 0, 1),
     "long groups": ((6, 8, 3001), 8, 1),
