@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t long_group = 32;         // numbers from which a group is a unit of its own
 constexpr int64_t task_numbers = 16384;    // about as many in a task, for a group that is long,
-constexpr int64_t task_rows = 4096;        // and as many rows where it is short
+constexpr int64_t task_rows = 512;        // and as many rows where it is short
 constexpr int64_t thread_numbers = 32768;  // less is not worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -22,7 +22,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Grid {
   Grid(const Layout& l, int64_t W, int64_t block_bytes) : by_lanes(l.inner < long_group && l.groups > 1) {
     // Blocks of coefficients and of sums for the units of one task stay in L1.
-    const int64_t fitting = std::max<int64_t>(1, 24576 / (2 * block_bytes));
+    const int64_t fitting = std::max<int64_t>(1, 131072 / (2 * block_bytes));
     if (by_lanes) {
       outer = l.outer;
       inner = l.groups * l.inner;

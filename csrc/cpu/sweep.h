@@ -87,7 +87,7 @@ inline constexpr int vectors_a_step = [] {
   if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
   return bytes == 64 ? 6 : has_one_factor(kind) ? 4 : 3;
 }();
-constexpr int low_rows = 8;  // a multiple of most of these
+constexpr int low_rows = 16;  // a multiple of most of these
 // Rows of a tile. As often, fp32 sums pass to fp64: many more additions would show beside sums by pairs.
 constexpr int tile_rows = 96;
 
