@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from . import report
+from . import tables
 from .cases import Entry
 from .results import Results
 from .statistics import Measured, groups
@@ -25,18 +25,18 @@ def text(old: Results, new: Results) -> str:
     for before, after in _pairs(old, new):
         case = before.entry.case
         if case != last:
-            lines += ["", *([] if before.entry.network else report.title(case))]
+            lines += ["", *([] if before.entry.network else tables.title(case))]
             last = case
         ratio, low, high = _ratio(before, after)
         apart = "" if low <= 1 <= high or abs(ratio - 1) < LEAST else "slower" if ratio > 1 else "faster"
         network = f"{before.entry.network}: " if before.entry.network else ""
         line = (
-            f"{network + before.entry.variant:<22}{report.duration(before.time.median):>10}"
-            f"{report.duration(after.time.median):>10}{ratio:>9.3f}{f'{low:.3f}-{high:.3f}':>14} {apart}"
+            f"{network + before.entry.variant:<22}{tables.duration(before.time.median):>10}"
+            f"{tables.duration(after.time.median):>10}{ratio:>9.3f}{f'{low:.3f}-{high:.3f}':>14} {apart}"
         )
         lines.append(line.rstrip())
         if apart:
-            where = "" if network else f" ({'; '.join(report.title(case))})"
+            where = "" if network else f" ({'; '.join(tables.title(case))})"
             (slower if apart == "slower" else faster).append(f"{network}{before.entry.variant}{where} x {ratio:.3f}")
     if last is None:
         return f"{old.path} and {new.path} have no entry in common."
