@@ -123,7 +123,7 @@ def network(group: Group, peaks: Group) -> Table:
             notes.append(_why_not(variant, m))
             continue
         over = [f"{m.over(other).median:.3f}" if other else "-" for other in plain.values()]
-        memory = [_mebibytes(peak.get(variant)), _ratio_of(peak.get(variant), peak.get("relu"))]
+        memory = [mebibytes(peak.get(variant)), _ratio_of(peak.get(variant), peak.get("relu"))]
         error = f"{max(m.record['errors'].values()):.0e}"
         rows.append([variant, duration(m.time.median), _spread(m.time), *over, *memory, error])
     case = first.case
@@ -149,12 +149,12 @@ def memory(group: Group) -> Table:
             notes.append(f"{m.entry.variant} skipped: {m.record['skipped']}")
             continue
         peak, saved, x = m.record["peak_bytes"], m.record.get("saved_bytes"), m.entry.case.nbytes
-        of_x = ["-", "-", "-"] if saved is None else [short(peak / x), _mebibytes(saved), short(saved / x)]
-        rows.append([m.entry.variant, _mebibytes(peak), _ratio_of(peak, plain), *of_x])
+        of_x = ["-", "-", "-"] if saved is None else [short(peak / x), mebibytes(saved), short(saved / x)]
+        rows.append([m.entry.variant, mebibytes(peak), _ratio_of(peak, plain), *of_x])
     return Table(lines, ["variant", "peak", "/relu", "of x", "saved", "of x"], rows, notes, MARKED)
 
 
-def _mebibytes(count: int | None) -> str:
+def mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.0f} MiB"
 
 

@@ -621,6 +621,8 @@ def test_a_full_run_gives_every_bar_table_and_figure(tmp_path, capsys):
         assert all(path.exists() for path in linked)
     for heading in report.HEADINGS.values():
         assert f"\n## {heading}\n\n" in long
+    for name in figures.FIGURES:
+        assert figures.origin([full]) in (details.parent / "figures" / f"{name}.svg").read_text()
     details.write_text(long.replace("1.00", "1.01"))
     assert report.regenerated(readme)[details] == long
 
@@ -705,6 +707,33 @@ def test_a_bar_is_met_or_missed_by_the_numbers(tmp_path):
 
     assert "degree 8: fused / relu" in missed(1e-3)
     assert "degree 8: fused / relu" not in missed(1e3)
+
+
+def test_memory_that_grew_is_named_and_misses_its_bar(tmp_path):
+    full = made_up("full", tmp_path / "full.jsonl")
+    lines = [json.loads(line) for line in full.path.read_text().splitlines()]
+    for record in (r for line in lines[1:] if line["kind"] == "memory" for r in line["records"]):
+        if record["variant"] == "fused":  # relu's, and twice that at degree 16
+            at_16 = record["case"]["degree"] == 16
+            record["peak_bytes"] = 2**21 if at_16 else 2**20
+            record["saved_bytes"] = 0
+    path = tmp_path / "grown.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    grown = results.load(path)
+    missed = {v.bar.text for v in bars.verdicts([grown]) if "peak memory" in v.bar.text and not v.met}
+    assert missed == {"degree 16: peak memory, fused / relu"}
+    said = " ".join(compare.text(grown, full).split())
+    assert "5 larger, 0 smaller" in said  # two degrees, three networks
+    assert "regression: fused peak (chebyshev, degree 3, one polynomial: 2^24 elements;" in said
+    assert "regression: mlp: fused peak x 3.000" in said
+    assert "fused peak 2 MiB 2 MiB 1.000" in said
+
+
+def test_sizes_leave_out_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(cases, "MEMORY", 2**30)
+    assert max(u.entries[0].case.numel for u in cases.sizes("cpu")) == 2**22
+    monkeypatch.setattr(cases, "MEMORY", 2**34)
+    assert max(u.entries[0].case.numel for u in cases.sizes("cpu")) == 2**26
 
 
 def test_disturbed_blocks_do_not_count():
