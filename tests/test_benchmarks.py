@@ -512,7 +512,8 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     time.sleep(0.5)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
-    assert run.returncode == 130, err
+    # An interrupt inside exec("…"), of which imports are full, makes CPython exit by the signal even if it was handled.
+    assert run.returncode in (130, -signal.SIGINT), err
     assert "Traceback" not in err
     assert "Interrupted. Go on with" in out
     assert results.load(path).environment["device"] == "cpu"
