@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 from . import tables
 from .cases import Case
@@ -178,7 +179,7 @@ def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
         ax.set_xscale("log", base=2)
     if sweep.suite == "threads":
         ax.set_xticks([sweep.of(g.case) for g in swept], [str(g.case.threads) for g in swept])
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
     case = swept[0].case
     fixed = {
         "elements": sweep.suite != "sizes" and _elements(case),

@@ -184,7 +184,7 @@ def summary(results: Iterable[Results]) -> Table | None:
         return None
     note = (
         "fused: its time. /relu: that over relu's; for the normalised form, over BatchNorm's and relu's. The rest: "
-        "how many times fused's the best torch.compile form takes, the best eager form, and the naive one."
+        "how many times fused's the best torch.compile form takes, the best eager one but the naive, and the naive one."
     )
     note += "".join(f" {sharing.capitalize()}: x of {shape}." for sharing, shape in shapes.items())
     header = ["case", "fused", "/relu", "compiled", "eager", "naive"]
