@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   python -m benchmarks run full                 everything; Ctrl-C keeps what is done
   python -m benchmarks run --resume             goes on with the newest run
   python -m benchmarks run degrees --variant fused relu --degree 3 8
-  python -m benchmarks report benchmarks/results/*.jsonl --readme README.md
+  python -m benchmarks report benchmarks/results/cpu-quick.jsonl
   python -m benchmarks compare before.jsonl after.jsonl
 
 How each number is taken, and what it does not say: benchmarks/README.md"""
@@ -67,8 +67,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--figures", type=Path, metavar="FOLDER", help="where to draw the figures, as PNG and SVG")
     command.add_argument(
         "--readme", type=Path, metavar="FILE",
-        help=f"rewrite the part of FILE between {report.BEGIN} and {report.END}",
+        help=f"rewrite the part of FILE between {report.BEGIN} and {report.END}: figures, what sums the results up",
     )  # fmt: skip
+    command.add_argument("--details", type=Path, metavar="FILE", help="with --readme: write every table to FILE")
 
     command = commands.add_parser("compare", help="ratios of two runs, and what became slower")
     command.set_defaults(do=compare_two)
@@ -129,27 +130,27 @@ def run(options: argparse.Namespace) -> int:
 
 def measure_all(units: list[cases.Unit], path: Path) -> bool:
     """Measures the units and adds each to the file when it is done; False if interrupted."""
-    with tqdm(total=sum(u.seconds for u in units), bar_format=PROGRESS, dynamic_ncols=True) as progress:
-        for unit in units:
-            start, before = perf_counter(), progress.n
+    try:
+        with tqdm(total=sum(u.expected_seconds for u in units), bar_format=PROGRESS, dynamic_ncols=True) as progress:
+            for unit in units:
+                start, before = perf_counter(), progress.n
 
-            def tick(what: str, unit: cases.Unit = unit, start: float = start, before: float = before) -> None:
-                progress.set_description_str(f"{unit.suite}: {what}"[:32].ljust(32), refresh=False)
-                progress.update(before + min(unit.seconds, perf_counter() - start) - progress.n)
+                def tick(what: str, unit: cases.Unit = unit, start: float = start, before: float = before) -> None:
+                    progress.set_description_str(f"{unit.suite}: {what}"[:32].ljust(32), refresh=False)
+                    progress.update(before + min(unit.expected_seconds, perf_counter() - start) - progress.n)
 
-            try:
                 results.append(path, unit, KINDS[unit.kind](unit, tick))
-            except KeyboardInterrupt:
-                return False
-            progress.update(before + unit.seconds - progress.n)
+                progress.update(before + unit.expected_seconds - progress.n)
+    except KeyboardInterrupt:
+        return False
     return True
 
 
 def list_all(options: argparse.Namespace) -> int:
-    print("presets, with the least time they take")
+    print("presets, and about how long they take on two quiet cores, compilers included")
     for name, preset in cases.PRESETS.items():
         units = list(preset("cpu"))
-        minutes = sum(u.seconds for u in units) / 60
+        minutes = sum(u.expected_seconds for u in units) / 60
         print(
             f"  {name:<10}{minutes:>5.1f} min {len(units):>3} units  {(preset.__doc__ or '').strip().splitlines()[0]}"
         )
@@ -165,8 +166,10 @@ def make_report(options: argparse.Namespace) -> int:
     if options.readme is None:
         print(report.text(found))
     else:
-        report.write_block(options.readme, found, options.figures)
+        report.write(options.readme, found, options.figures, options.details)
         print(f"{_shown(options.readme)} rewritten between the markers")
+        if options.details is not None:
+            print(f"every table  {_shown(options.details)}")
     for picture in figures.draw_all(found, options.figures) if options.figures else ():
         print(f"figure       {_shown(picture)}")
     return 0

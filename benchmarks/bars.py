@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .cases import NETWORKS, Case
+from .cases import COMPILED, NETWORKS, NORMALIZING, Case
 from .results import Results
 from .statistics import Group, Measured, Quantity, groups
 
-COMPILED = ("compiled horner", "compiled clenshaw", "max-autotune horner", "max-autotune clenshaw")
 FLAT, IMAGE, ROWS, SMALL = (2**20,), (32, 64, 56, 56), (4096, 768), (4096,)
 
 
@@ -42,27 +41,37 @@ class Verdict:
 
 
 FUSED, RELU, NAIVE = ("fused",), ("relu",), ("naive",)
+
+
+def _by_degree(degree: int, naive: float, compiled: float, relu: float) -> Iterator[Bar]:
+    at = {"shape": FLAT, "degree": degree}
+    yield Bar(f"degree {degree}: naive / fused", NAIVE, FUSED, "≥", naive, at)
+    yield Bar(f"degree {degree}: best compiled / fused", COMPILED, FUSED, "≥", compiled, at)
+    yield Bar(f"degree {degree}: fused / relu", FUSED, RELU, "≤", relu, at)
+    yield Bar(f"degree {degree}: fused bf16 / fused fp32", FUSED, FUSED, "≤", 1, at, over_dtype="bf16")
+    yield Bar(
+        f"degree {degree}: peak memory, fused / relu", FUSED, RELU, "≤", 1.01, {"degree": degree}, kind="peak_bytes"
+    )
+
+
+def _by_layout(layout: str) -> Iterator[Bar]:
+    at, words = {"shape": IMAGE, "layout": layout}, layout.replace("_", " ")
+    yield Bar(f"per channel, {words}: fused / relu", FUSED, RELU, "≤", 2, {**at, "degree": 8})
+    normalized, yardstick = NORMALIZING
+    yield Bar(f"{words}: normalised / batchnorm+relu", (normalized,), (yardstick,), "≤", 1.5, {**at, "degree": 5})
+
+
 BARS = (
-    *(
-        bar
-        for degree, compiled, naive, relu in ((3, 2.5, 40, 1.4), (8, 3, 100, 1.5), (16, 2.5, 150, 2.5))
-        for bar in (
-            Bar(f"degree {degree}: naive / fused", NAIVE, FUSED, "≥", naive, {"shape": FLAT, "degree": degree}),
-            Bar(f"degree {degree}: best compiled / fused", COMPILED, FUSED, "≥", compiled,
-                {"shape": FLAT, "degree": degree}),
-            Bar(f"degree {degree}: fused / relu", FUSED, RELU, "≤", relu, {"shape": FLAT, "degree": degree}),
-        )
-    ),
-    Bar("per channel, contiguous: fused / relu", FUSED, RELU, "≤", 2, {"shape": IMAGE, "layout": "contiguous"}),
-    Bar("per channel, channels last: fused / relu", FUSED, RELU, "≤", 2, {"shape": IMAGE, "layout": "channels_last"}),
+    *_by_degree(3, naive=40, compiled=2.5, relu=1.4),
+    *_by_degree(8, naive=100, compiled=3, relu=1.5),
+    *_by_degree(16, naive=150, compiled=2.5, relu=2.5),
+    *_by_layout("contiguous"),
+    *_by_layout("channels_last"),
     Bar("per feature: fused / relu", FUSED, RELU, "≤", 2, {"shape": ROWS}),
     Bar("4096 elements: fused / relu", FUSED, RELU, "≤", 2, {"shape": SMALL}),
-    Bar("fused: bf16 / fp32", FUSED, FUSED, "≤", 1, {"shape": FLAT, "degree": 8}, over_dtype="bf16"),
-    *(Bar(f"{network} step: fused / {plain}", FUSED, (plain,), "≤", 1.05, kind=network)
-      for network, plain in (("mlp", "relu"), ("resnet", "relu"), ("vit", "gelu"))),
-    Bar("peak memory: fused / relu", FUSED, RELU, "≤", 1.01, kind="peak_bytes"),
-    Bar("saved for backward: fused / (x, coeffs)", FUSED, (), "≤", 1, kind="saved_bytes"),
-)  # fmt: skip
+    *(Bar(f"{network} step: fused / relu", FUSED, RELU, "≤", 1.05, kind=network) for network in NETWORKS),
+    Bar("saved for backward: fused / (x, coeffs)", FUSED, (), "≤", 1, {"degree": 8}, kind="saved_bytes"),
+)
 
 
 def verdicts(results: Iterable[Results]) -> list[Verdict]:
@@ -94,7 +103,12 @@ def _time(bar: Bar, timed: list[Group]) -> Verdict | None:
 
 
 def _bytes(bar: Bar, memory: list[Group]) -> Verdict | None:
-    of: dict[str, Measured] = {m.entry.variant: m for group in memory for m in group if bar.kind in m.record}
+    of: dict[str, Measured] = {
+        m.entry.variant: m
+        for group in memory
+        for m in group
+        if bar.kind in m.record and m.entry.case.degree == bar.case["degree"]
+    }
     over = next((of[v] for v in bar.over if v in of), None)
     under = next((of[v] for v in bar.under if v in of), None)
     if over is None or (bar.under and under is None):

@@ -18,6 +18,7 @@ PASSES = ("both", "forward", "backward")
 # The bars are written for two threads, so that is what is measured wherever there are two cores.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 THREADS = min(2, CORES)
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,6 @@ class Case:
     def groups(self) -> int:
         return {"layer": 1, "group": 8}.get(self.sharing) or self.shape[self.dim]
 
-    @property
-    def moved_bytes(self) -> int:
-        """The least that must move: x and y forward; x, grad_output and dx backward."""
-        return {"forward": 2, "backward": 3, "both": 5}[self.passes] * self.nbytes
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -73,6 +69,18 @@ class Entry:
     variant: str
     case: Case
     network: str | None = None
+
+    @property
+    def moved_bytes(self) -> int:
+        """The least that must move: x and y forward; x, grad_output and dx backward.
+
+        What takes means over x reads it twice forward, and x and grad_output twice backward. clone's backward hands
+        grad_output on as it is.
+        """
+        forward, backward = {"clone": (2, 0)}.get(self.variant, (3, 5) if self.variant in NORMALIZING else (2, 3))
+        return {"forward": forward, "backward": backward, "both": forward + backward}[
+            self.case.passes
+        ] * self.case.nbytes
 
     def as_json(self) -> dict:
         return asdict(self)
@@ -89,7 +97,7 @@ class Unit:
 
     Attributes:
         kind: "times", "memory" or "network".
-        seconds: how long rounds go on; every unit gets a least number of rounds, whatever it takes.
+        seconds: how long rounds go on; every unit gets a least number of rounds, whatever it takes. None of "memory".
     """
 
     suite: str
@@ -101,10 +109,29 @@ class Unit:
     def key(self) -> tuple:
         return self.suite, self.kind, self.entries
 
+    @property
+    def expected_seconds(self) -> float:
+        """How long it takes on two quiet cores with nothing compiled before, roughly: rounds, checks, compilers."""
+        if self.kind == "memory":
+            return 1.0 * len(self.entries)
+        each = 4.0 if self.kind == "network" else 0.2 + 0.2 * self.entries[0].case.numel / 2**20
+        return self.seconds + sum(each + _compile_seconds(entry) for entry in self.entries)
+
+
+def _compile_seconds(entry: Entry) -> float:
+    """What was seen, as a function of the degree. A network has a graph for every shape of its activations."""
+    if entry.variant not in COMPILED:
+        return 0
+    degree = entry.case.degree
+    once = 5 + (0.12 * degree**2 if entry.variant.endswith("clenshaw") else 0.4 * degree)
+    return once * (1 if entry.network is None else 4)
+
 
 YARDSTICKS = ("clone", "relu")
 EAGER = ("naive", "stacked", "horner", "clenshaw")
-PEERS = ("torch_activation",)
+COMPILED = ("compiled horner", "compiled clenshaw", "autotuned horner", "autotuned clenshaw")
+NORMALIZING = ("normalized", "batchnorm + relu")
+PEERS = ("torch_activation", "rational_activations", "liger_kernel")  # the last takes rows alone
 BATCHES = {"mlp": 256, "resnet": 16, "vit": 16}
 NETWORKS = tuple(BATCHES)
 
@@ -115,41 +142,43 @@ def times(suite: str, case: Case, variants: Iterable[str], seconds: float) -> Un
 
 def headline(device: str, *, full: bool = False) -> Iterator[Unit]:
     """The cases that have bars."""
-    seconds = 30 if full else 6
+    seconds = 15 if full else 4
     case = Case(device=device)
     for degree in (3, 8, 16):
         at = replace(case, degree=degree)
-        compiled = ["compiled horner", "compiled clenshaw"]
+        compiled = COMPILED if full else COMPILED[:2]
         if degree == 16 and not full:
-            compiled.pop()  # half a minute in the compiler, and not the faster one
-        if full:
-            compiled += ["max-autotune horner", "max-autotune clenshaw"]
-        variants = [*YARDSTICKS, "gelu", "prelu", "fused", *compiled, *EAGER, *(PEERS if full else ())]
+            compiled = COMPILED[:1]  # Clenshaw is half a minute in the compiler, and not the faster one
+        eager = EAGER if full else ("naive", "horner", "clenshaw")  # the stacked form would take half of each round
+        variants = [*YARDSTICKS, "gelu", "prelu", "fused", *compiled, *eager, *(PEERS[:2] if full else ())]
         unit = times("headline", at, variants, seconds)
         half = tuple(Entry(v, replace(at, dtype="bf16")) for v in ("relu", "fused"))
-        yield replace(unit, entries=unit.entries + half) if degree == 8 else unit
-    few = [*YARDSTICKS, "prelu", "fused", "horner"] + (
-        ["naive", "compiled horner", "compiled clenshaw"] if full else []
-    )
+        yield replace(unit, entries=unit.entries + half)
+    few = [*YARDSTICKS, "prelu", "fused", "horner", *(("naive", *COMPILED[:2]) if full else ())]
     yield times("headline", replace(case, memory="fresh"), few, seconds)
     image = replace(case, shape=(32, 64, 56, 56), sharing="channel")
-    yield times("headline", image, few, seconds)
-    yield times("headline", replace(image, layout="channels_last"), few, seconds)
-    yield times("headline", replace(case, shape=(4096, 768), sharing="feature"), few, seconds)
+    for layout in LAYOUTS:
+        yield times("headline", replace(image, layout=layout), few, seconds)
+    yield times(
+        "headline", replace(case, shape=(4096, 768), sharing="feature"), [*few, *(PEERS[2:] if full else ())], seconds
+    )
     yield times("headline", replace(case, shape=(4096,)), [*few, "naive"], seconds)
+    for layout in LAYOUTS:
+        at = replace(image, degree=5, layout=layout)
+        yield times("headline", at, [*YARDSTICKS, *NORMALIZING], seconds)
 
 
 def memory(device: str, *, full: bool = False) -> Iterator[Unit]:
     """Peak memory and what is saved for backward."""
-    case = Case(shape=(2**24,), device=device)
-    compiled = ("compiled horner", "compiled clenshaw") if full else ()
-    variants = ("relu", "fused", "naive", *compiled, *(EAGER[1:] if full else ()))
-    yield Unit("memory", "memory", tuple(Entry(v, case) for v in variants), 3.0 * len(variants))
+    for degree in (3, 8, 16):
+        case = Case(shape=(2**24,), degree=degree, device=device)
+        variants = ("relu", "fused", "naive", *((*EAGER[1:], *COMPILED[:2]) if full and degree == 8 else ()))
+        yield Unit("memory", "memory", tuple(Entry(v, case) for v in variants), 0)
 
 
 def sizes(device: str) -> Iterator[Unit]:
     """Time against the number of elements."""
-    for log in range(10, 27, 2):
+    for log in (log for log in range(10, 27, 2) if log <= 20 or 24 * 4 * 2**log < MEMORY):  # checks hold 24 tensors
         yield times("sizes", Case(shape=(2**log,), device=device), [*YARDSTICKS, "fused", "compiled horner"]
                     + (["naive", "horner", "clenshaw"] if log <= 24 else []), 6)  # fmt: skip
 
@@ -204,23 +233,22 @@ def forms(device: str) -> Iterator[Unit]:
 def networks(device: str) -> Iterator[Unit]:
     """A step of training, and its peak memory."""
     for network in NETWORKS:
-        plain = "gelu" if network == "vit" else "relu"
         case = Case(shape=(BATCHES[network],), degree=5, device=device)
-        entries = tuple(Entry(v, case, network) for v in (plain, "fused", "compiled horner", "naive"))
+        entries = tuple(Entry(v, case, network) for v in ("relu", "gelu", "fused", "compiled horner", "naive"))
         yield Unit("networks", "network", entries, 40)
-        yield Unit("networks", "memory", entries, 5.0 * len(entries))
+        yield Unit("networks", "memory", entries, 0)
 
 
 def full(device: str) -> Iterator[Unit]:
     """Everything below."""
     yield from headline(device, full=True)
     yield from memory(device, full=True)
-    for suite in (sizes, degrees, channels, threads, every_basis, forms, networks):
+    for suite in (networks, sizes, degrees, channels, threads, every_basis, forms):
         yield from suite(device)
 
 
 def quick(device: str) -> Iterator[Unit]:
-    """Headline and memory, without what compiles for minutes."""
+    """Headline and memory, each shorter."""
     yield from headline(device)
     yield from memory(device)
 

@@ -17,6 +17,7 @@ import slaf_ext
 from .cases import CORES
 
 ROOT = Path(__file__).parent.parent
+IS_LINUX = sys.platform.startswith("linux")
 
 
 def facts(device: str) -> dict:
@@ -72,7 +73,7 @@ def return_freed_memory() -> bool:
 
 
 def _mallopt(parameter: int, value: int) -> bool:
-    if not sys.platform.startswith("linux"):
+    if not IS_LINUX:
         return False
     try:
         return bool(ctypes.CDLL(None).mallopt(parameter, value))

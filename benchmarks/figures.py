@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
+from . import tables
 from .cases import Case
 from .results import Results
 from .statistics import Group, groups
@@ -23,12 +26,12 @@ STYLES = {
     "prelu": {"color": "#CC79A7", "marker": "X", "linestyle": "--"},
     "compiled horner": {"color": "#009E73", "marker": "^", "linestyle": "-."},
     "compiled clenshaw": {"color": "#009E73", "marker": "v", "linestyle": "-."},
-    "max-autotune horner": {"color": "#005C43", "marker": "<", "linestyle": "-."},
-    "max-autotune clenshaw": {"color": "#005C43", "marker": ">", "linestyle": "-."},
+    "autotuned horner": {"color": "#005C43", "marker": "<", "linestyle": "-."},
+    "autotuned clenshaw": {"color": "#005C43", "marker": ">", "linestyle": "-."},
     "horner": {"color": "#E69F00", "marker": "D", "linestyle": "-"},
     "clenshaw": {"color": "#E69F00", "marker": "d", "linestyle": "--"},
-    "stacked": {"color": "#F0E442", "marker": "*", "linestyle": "-"},
-    "naive": {"color": "#D55E00", "marker": "h", "linestyle": "-"},
+    "stacked": {"color": "#F0E442", "marker": "*", "linestyle": (0, (1, 1))},
+    "naive": {"color": "#D55E00", "marker": "h", "linestyle": (0, (7, 2))},
 }
 
 
@@ -37,31 +40,50 @@ def draw_all(results: Iterable[Results], folder: Path) -> list[Path]:
     results = list(results)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, draw in FIGURES.items():
-        figure = draw(results)
-        if figure is not None:
-            for suffix in ("png", "svg"):
+    for name, figure in FIGURES.items():
+        chosen = figure.chosen(results)
+        if chosen:
+            drawn = figure.draw(chosen, machine(results))
+            for suffix, silent in (("png", {}), ("svg", {"Date": None})):
                 path = folder / f"{name}.{suffix}"
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+                drawn.savefig(path, dpi=150, metadata={**silent, "Description": origin(results)})
                 written.append(path)
-            plt.close(figure)
+            plt.close(drawn)
     return written
 
 
-def _headline(results: list[Results]):
-    """Forward + backward at 2^20 elements: a bar for every variant, by degree."""
-    chosen = {
-        g[0].entry.case.degree: g
+def origin(results: Iterable[Results]) -> str:
+    """What a figure's file says of where its numbers come from."""
+    return "; ".join(f"{r.path.name}, measured {r.environment['date']} at {r.environment['commit']}" for r in results)
+
+
+def _elements(case: Case) -> str:
+    return f"$2^{{{case.numel.bit_length() - 1}}}$ elements"
+
+
+def machine(results: list[Results]) -> str:
+    environment = results[-1].environment
+    return environment["gpu"] or environment["cpu"]
+
+
+# ------------------------------------------------------------------ headline
+
+
+def _headline_groups(results: list[Results]) -> dict[int, Group]:
+    """Forward + backward at 2^20 elements, by degree."""
+    found = {
+        g.case.degree: g
         for g in groups(results, "times", "headline")
-        if (g[0].entry.case.shape, g[0].entry.case.memory) == ((2**20,), "kept")
+        if (g.case.shape, g.case.memory) == ((2**20,), "kept") and any(m.is_timed for m in g)
     }
-    if not chosen:
-        return None
+    return dict(sorted(found.items()))
+
+
+def _headline(chosen: dict[int, Group], where: str):
+    """A bar for every variant."""
     figure, axes = plt.subplots(1, len(chosen), figsize=(4 * len(chosen), 4), sharex=True, layout="constrained")
-    for ax, (degree, group) in zip(axes if len(chosen) > 1 else [axes], sorted(chosen.items()), strict=True):
-        fp32 = [
-            m for m in group if m.record.get("seconds") and m.entry.case.dtype == "fp32" and m.entry.variant != "copy"
-        ]
+    for ax, (degree, group) in zip(axes if len(chosen) > 1 else [axes], chosen.items(), strict=True):
+        fp32 = [m for m in group if m.is_timed and m.entry.case.dtype == "fp32" and m.entry.variant != "copy"]
         fp32.sort(key=lambda m: m.time.median)
         for i, m in enumerate(fp32):
             t = m.time
@@ -78,109 +100,121 @@ def _headline(results: list[Results]):
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel("time, ms (log scale)")
         ax.margins(x=0.2)
-    case = group[0].entry.case
-    environment = results[-1].environment
+    case = group.case
     figure.suptitle(
-        f"Forward + backward, {case.basis}, one polynomial, 2^20 elements, fp32, {case.threads} threads, "
-        f"{environment['gpu'] or environment['cpu']}",
+        f"Forward + backward, {case.basis}, one polynomial, {_elements(case)}, fp32, {tables.where(case)}, {where}",
         fontsize=10,
     )
     return figure
 
 
-def _lines(results: list[Results], suite: str, x_of: Callable[[Case], float], xlabel: str, log: bool = True, **only):
-    """Time against something, a line for every variant, and the least time that the bytes moved would take."""
-    chosen = [
-        g for g in groups(results, "times", suite) if all(getattr(g[0].entry.case, k) == v for k, v in only.items())
-    ]
-    if len(chosen) < 2:
-        return None
-    chosen.sort(key=lambda g: x_of(g[0].entry.case))
-    figure, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    drawn = {m.entry.variant for g in chosen for m in g if m.record.get("seconds")}
-    for variant in (name for name in STYLES if name in drawn):
-        points = [(x_of(m.entry.case), m.time) for g in chosen if (m := g.find(variant))]
-        xs, ts = [x for x, _ in points], [t for _, t in points]
-        ax.plot(xs, [t.median * 1e3 for t in ts], label=variant, markersize=6, **STYLES[variant])
-        ax.fill_between(xs, [t.low * 1e3 for t in ts], [t.high * 1e3 for t in ts], color=STYLES[variant]["color"],
-                        alpha=0.15, linewidth=0)  # fmt: skip
-    floor = [
-        (x_of(c.entry.case), c.time.median * c.entry.case.moved_bytes / (2 * c.entry.case.nbytes))
-        for g in chosen
-        if (c := g.find("copy"))
-    ]
-    ax.plot(*zip(*((x, t * 1e3) for x, t in floor), strict=True), color="black", linewidth=1, label="memory roof")
-    ax.set_yscale("log")
-    if log:
-        ax.set_xscale("log", base=2)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel("time of forward + backward, ms")
-    ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    ax.set_title(_where(chosen[0][0].entry.case, results, without=suite), fontsize=9)
+# ------------------------------------------------------------------ scaling
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A suite that varies one number, and which of its cases belong in one picture."""
+
+    suite: str
+    of: Callable[[Case], float]
+    label: str
+    only: tuple[str, object] | None = None
+    log: bool = True
+
+
+SWEEPS = (
+    Sweep("sizes", lambda case: case.numel, "elements"),
+    Sweep("degrees", lambda case: case.degree, "degree", log=False),
+    Sweep("channels", lambda case: case.shape[1], "channels, a polynomial each", ("layout", "contiguous")),
+    Sweep("channels", lambda case: case.shape[1], "channels, last in memory", ("layout", "channels_last")),
+    Sweep("threads", lambda case: case.threads, "threads", ("shape", (2**24,))),
+)
+
+
+def _sweeps(results: list[Results]) -> list[tuple[Sweep, list[Group]]]:
+    """The sweeps of which there are two points at least."""
+    found = []
+    for sweep in SWEEPS:
+        chosen = [
+            g for g in groups(results, "times", sweep.suite)
+            if sweep.only is None or getattr(g.case, sweep.only[0]) == sweep.only[1]
+        ]  # fmt: skip
+        chosen = [g for g in chosen if any(m.is_timed for m in g)]
+        if len(chosen) > 1:
+            found.append((sweep, sorted(chosen, key=lambda g: sweep.of(g.case))))
+    return found
+
+
+def _scaling(chosen: list[tuple[Sweep, list[Group]]], where: str):
+    """Time against one number, a line for every variant, and the least time that the bytes moved would take."""
+    columns = min(2, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(5 * columns, 3.6 * rows + 0.8), layout="constrained", squeeze=False
+    )
+    named = {}
+    for ax, (sweep, swept) in zip(axes.flat, chosen, strict=False):
+        _lines(ax, sweep, swept)
+        named |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    for ax in axes.flat[len(chosen) :]:
+        ax.set_axis_off()
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.suptitle(f"Forward + backward, fp32, {where}", fontsize=10)
     return figure
 
 
-def _where(case: Case, results: list[Results], without: str) -> str:
-    environment = results[-1].environment
-    parts = {
-        "degrees": f"{case.basis}",
-        "": f"{case.basis} of degree {case.degree}",
+def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
+    drawn = {m.entry.variant for g in swept for m in g if m.is_timed}
+    for variant in (name for name in STYLES if name in drawn):
+        points = [(sweep.of(m.entry.case), m.time) for g in swept if (m := g.find(variant))]
+        xs, ts = [x for x, _ in points], [t for _, t in points]
+        ax.plot(xs, [t.median * 1e3 for t in ts], label=variant, markersize=5, **STYLES[variant])
+        ax.fill_between(xs, [t.low * 1e3 for t in ts], [t.high * 1e3 for t in ts], color=STYLES[variant]["color"],
+                        alpha=0.15, linewidth=0)  # fmt: skip
+    roof = [(sweep.of(g.case), tables.roof(g) * 1e3) for g in swept if g.find("copy")]
+    if roof:
+        ax.plot(*zip(*roof, strict=True), color="black", linewidth=1, label="memory roof")
+    ax.set_yscale("log")
+    if sweep.log:
+        ax.set_xscale("log", base=2)
+    if sweep.suite == "threads":
+        ax.set_xticks([sweep.of(g.case) for g in swept], [str(g.case.threads) for g in swept])
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+    case = swept[0].case
+    fixed = {
+        "elements": sweep.suite != "sizes" and _elements(case),
+        "degree": sweep.suite != "degrees" and f"degree {case.degree}",
+        "threads": sweep.suite != "threads" and tables.where(case),
     }
-    what = parts.get(without, parts[""])
-    count = "" if without in ("sizes", "threads") else "2^20 elements, "
-    thread = "" if without == "threads" else f"{case.threads} threads, "
-    return f"{what}, {count}{case.dtype}, {thread}{environment['gpu'] or environment['cpu']}"
+    ax.set_title(", ".join([case.basis, *filter(None, fixed.values())]), fontsize=9)
+    ax.set_xlabel(sweep.label)
+    ax.set_ylabel("time, ms (log scale)")
+    ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
-def _sizes(results: list[Results]):
-    return _lines(results, "sizes", lambda case: case.numel, "elements")
+# ------------------------------------------------------------------ bars in groups
 
 
-def _degrees(results: list[Results]):
-    return _lines(results, "degrees", lambda case: case.degree, "degree", log=False)
-
-
-def _channels(results: list[Results]):
-    return _lines(results, "channels", lambda case: case.shape[1], "channels, a polynomial each", layout="contiguous")
-
-
-def _channels_last(results: list[Results]):
-    xlabel = "channels (last in memory), a polynomial each"
-    return _lines(results, "channels", lambda case: case.shape[1], xlabel, layout="channels_last")
-
-
-def _threads(results: list[Results]):
-    return _lines(results, "threads", lambda case: case.threads, "threads, at 2^24 elements", shape=(2**24,))
-
-
-def _bases(results: list[Results]):
+def _bases(chosen: list[Group], where: str):
     """The fused kernel and relu, for every basis."""
-    chosen = list(groups(results, "times", "bases"))
-    return _bars(
-        [(g[0].entry.case.basis, g) for g in chosen], ("relu", "fused", "clenshaw", "naive"), results,
-        "time of forward + backward, ms", f"degree {chosen[0][0].entry.case.degree}, 2^20 elements" if chosen else "",
-        "times",
-    )  # fmt: skip
+    what = f"degree {chosen[0].case.degree}, {_elements(chosen[0].case)}"
+    return _bars([(g.case.basis, g) for g in chosen], ("relu", "fused", "clenshaw", "naive"), where,
+                 "time of forward + backward, ms", what, log=True)  # fmt: skip
 
 
-def _networks(results: list[Results]):
-    """A step of training."""
-    chosen = list(groups(results, "network"))
+def _networks(chosen: list[Group], where: str):
+    """A step of training. The variants are within a factor, so the axis is linear."""
     return _bars(
-        [(g[0].entry.network or "", g) for g in chosen], ("relu", "gelu", "fused", "compiled horner", "naive"), results,
-        "time of a training step, ms", f"degree {chosen[0][0].entry.case.degree}" if chosen else "", "network",
+        [(g[0].entry.network or "", g) for g in chosen], ("relu", "gelu", "fused", "compiled horner", "naive"), where,
+        "time of a training step, ms", f"degree {chosen[0].case.degree}", log=False,
     )  # fmt: skip
 
 
 def _bars(
-    labelled: list[tuple[str, Group]], variants: tuple[str, ...], results: list[Results], ylabel: str, what: str,
-    kind: str,
+    labelled: list[tuple[str, Group]], variants: tuple[str, ...], where: str, ylabel: str, what: str, log: bool
 ):  # fmt: skip
     """Grouped bars, told apart by shade and hatching."""
-    if not labelled:
-        return None
     drawn = [v for v in variants if any(g.find(v) for _, g in labelled)]
     figure, ax = plt.subplots(figsize=(max(6.0, 0.8 * len(labelled) + 2), 4.5), layout="constrained")
     width = 0.8 / len(drawn)
@@ -189,18 +223,16 @@ def _bars(
         ax.bar(
             [j + (i - (len(drawn) - 1) / 2) * width for j, _ in found], [t.median * 1e3 for _, t in found], width,
             yerr=[[(t.median - t.low) * 1e3 for _, t in found], [(t.high - t.median) * 1e3 for _, t in found]],
-            label=variant, edgecolor="black", linewidth=0.6, error_kw={"elinewidth": 0.8}, **FILLS[variant],
+            label=variant, edgecolor="black", linewidth=0.6, capsize=2, error_kw={"elinewidth": 0.8}, **FILLS[variant],
         )  # fmt: skip
     ax.set_xticks(range(len(labelled)), [name for name, _ in labelled], rotation=35 if len(labelled) > 5 else 0,
                   ha="right" if len(labelled) > 5 else "center")  # fmt: skip
-    if kind == "times":
-        ax.set_yscale("log")  # the variants of a network's step are within a factor, those of an operator are not
-    ax.set_ylabel(ylabel)
+    ax.set_yscale("log" if log else "linear")
+    ax.set_ylabel(ylabel + " (log scale)" * log)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(drawn), frameon=False, fontsize=9)
-    case, environment = labelled[0][1][0].entry.case, results[-1].environment
-    where = environment["gpu"] or f"{case.threads} threads, {environment['cpu']}"
-    ax.set_xlabel(f"{what}, {case.dtype}, {where}", fontsize=9)
+    case = labelled[0][1].case
+    ax.set_xlabel(f"{what}, {case.dtype}, {tables.where(case)}, {where}", fontsize=9)
     return figure
 
 
@@ -212,13 +244,20 @@ FILLS = {
     "clenshaw": {"color": "#F6CE7A", "hatch": "////"},
     "naive": {"color": "#BBBBBB", "hatch": "xxxx"},
 }
-FIGURES: dict[str, Callable] = {
-    "headline": _headline,
-    "sizes": _sizes,
-    "degrees": _degrees,
-    "channels": _channels,
-    "channels-last": _channels_last,
-    "threads": _threads,
-    "bases": _bases,
-    "networks": _networks,
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: what it takes from the results, nothing if they do not have it, and how it is drawn."""
+
+    caption: str
+    chosen: Callable
+    draw: Callable
+
+
+FIGURES = {
+    "headline": Figure("time of each variant", _headline_groups, _headline),
+    "scaling": Figure("time against elements, degree, channels and threads", _sweeps, _scaling),
+    "bases": Figure("time of each basis", lambda results: list(groups(results, "times", "bases")), _bases),
+    "networks": Figure("time of a training step", lambda results: list(groups(results, "network")), _networks),
 }

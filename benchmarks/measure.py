@@ -11,12 +11,13 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from slaf_ext import bases
 
 from . import environment, oracle, variants
-from .cases import DTYPES, Case, Entry, Unit
+from .cases import COMPILED, DTYPES, Case, Entry, Unit
 from .variants import Prepared, Unavailable
 
 # An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all.
@@ -47,7 +48,7 @@ def inputs(case: Case) -> tuple[Tensor, Tensor]:
 def action(prepared: Prepared, x: Tensor, grad_output: Tensor, passes: str) -> Callable[[], dict[str, Tensor]]:
     """The call to be timed. It returns y and the gradients, whichever the pass has."""
     wanted = (x, *prepared.params)  # a constant polynomial does not depend on x: materialize_grads
-    names = ("dx", *("dcoeffs" for _ in prepared.params))
+    names = prepared.gradients
     if passes == "forward":
         x = x.detach()
         params = tuple(p.detach() for p in prepared.params)
@@ -88,12 +89,15 @@ def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outp
         Wrong: one of them is beyond what rounding explains.
     """
     case = entry.case
-    if prepared.basis is not None:
-        outputs = {name: t.detach() for name, t in outputs.items()}
-        coeffs = variants.coefficients(case)
-        found = oracle.errors(case, coeffs, bases.get(case.basis), x.detach(), grad_output, outputs, prepared.basis)
+    outputs = {name: t.detach() for name, t in outputs.items()}
+    if prepared.basis is None:
+        found = _errors_by_definition(prepared, x, grad_output, outputs, case.passes)
     else:
-        found = _yardstick_errors(prepared, x, grad_output, outputs, case.passes)
+        true = case, variants.coefficients(case), bases.get(case.basis), x.detach(), grad_output, outputs
+        if prepared.normalized:
+            found = oracle.normalized_errors(*true, variants.SLAF_EPS)
+        else:
+            found = oracle.errors(*true, prepared.basis)
     limit = LIMITS[case.dtype]
     for name, error in found.items():
         if not error <= limit:
@@ -104,14 +108,15 @@ def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outp
     return found
 
 
-def _yardstick_errors(prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor], passes: str):
-    """A yardstick is torch's own operator: it is compared with itself in float64."""
-    wide = Prepared(prepared.forward, tuple(p.detach().double().requires_grad_() for p in prepared.params))
+def _errors_by_definition(prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor], passes: str):
+    """What computes another function is compared with its definition in float64; torch's own operators are one."""
+    params = tuple(p.detach().double().requires_grad_() for p in prepared.params)
+    wide = Prepared(prepared.definition or prepared.forward, params)
     true = action(wide, x.detach().double().requires_grad_(), grad_output.double(), passes)()
-    return {
-        name: ((outputs[name].double() - t).abs().max() / t.abs().max().clamp(min=1e-300)).item()
-        for name, t in true.items()
-    }
+    worst = oracle.Worst()
+    for name, t in true.items():
+        worst.note(name, outputs[name], t.detach())
+    return worst.relative()
 
 
 def saved_bytes(prepared: Prepared, x: Tensor) -> int:
@@ -126,6 +131,33 @@ def saved_bytes(prepared: Prepared, x: Tensor) -> int:
         y = prepared.forward(x, *prepared.params)
     del y
     return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def launches(entry: Entry, run: Callable) -> int | None:
+    """Kernels that a call starts on a GPU; on the CPU, where compiled code starts them unseen, calls of operators."""
+    if entry.case.device.startswith("cuda"):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            run()
+            torch.cuda.synchronize()
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    if entry.variant in COMPILED:
+        return None
+    with OperatorCount() as found:
+        run()
+    return found.count
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts calls of operators that compute: neither views nor allocations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not (func.is_view or func.overloadpacket.__name__ in NO_WORK)
+        return func(*args, **(kwargs or {}))
+
+
+NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 
 
 def copy_action(case: Case, x: Tensor) -> Callable[[], Tensor]:
@@ -190,9 +222,9 @@ def _checked(entry: Entry, x: Tensor, grad_output: Tensor) -> tuple[dict, Clock 
     case = entry.case
     start = perf_counter()
     try:
-        prepared = variants.prepare(entry.variant, case)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compilers', about themselves
+            warnings.simplefilter("ignore")  # the compilers' and the peers', about themselves
+            prepared = variants.prepare(entry.variant, case)
             run = action(prepared, x, grad_output, case.passes)
             outputs = run()
         record = {"first_call_seconds": perf_counter() - start}
@@ -200,13 +232,18 @@ def _checked(entry: Entry, x: Tensor, grad_output: Tensor) -> tuple[dict, Clock 
         del outputs
         if case.passes != "forward":
             record["saved_bytes"] = saved_bytes(prepared, x)
+        record["launches"] = launches(entry, run)
         return record, Clock(run, case)
     except Unavailable as reason:
         return {"skipped": str(reason)}, None
     except Wrong as reason:
         return {"refused": str(reason)}, None
     except RuntimeError as reason:  # torch's and its compilers': one variant that fails must not end the run
-        return {"skipped": f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}"}, None
+        return {"skipped": first_line(reason)}, None
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def enter(case: Case) -> None:

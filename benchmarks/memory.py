@@ -1,11 +1,10 @@
-"""Peak memory of one step of an entry, in a process of its own: ``python -m benchmarks.memory ENTRY``."""
+"""Peak memory of one step of an entry, in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -19,14 +18,34 @@ def unit_records(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
     records = []
     for entry in unit.entries:
         tick(entry.variant)
-        command = [sys.executable, "-m", "benchmarks.memory", json.dumps(entry.as_json())]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=environment.ROOT)
-        if result.returncode:
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            records.append({**entry.as_json(), "skipped": f"the measuring process ended with: {last}"})
-        else:
-            records.append({**entry.as_json(), **json.loads(result.stdout.splitlines()[-1])})
+        records.append({**entry.as_json(), **_in_fresh_process(entry)})
     return records
+
+
+def _in_fresh_process(entry: Entry) -> dict:
+    """What `peak` says, in a process forked from one that has imported everything and made no tensor."""
+    forks = multiprocessing.get_context("forkserver" if environment.IS_LINUX else "spawn")
+    if environment.IS_LINUX:
+        forks.set_forkserver_preload([__name__])
+    receiver, sender = forks.Pipe(duplex=False)
+    process = forks.Process(target=_send_peak, args=(entry, sender))
+    process.start()
+    sender.close()  # the child has its own; without it a child that dies ends the wait below
+    try:
+        return receiver.recv()
+    except EOFError:
+        return {"skipped": "the measuring process was killed, as the system does when memory runs out"}
+    finally:
+        process.join()
+
+
+def _send_peak(entry: Entry, sender: Connection) -> None:
+    try:
+        sender.send(peak(entry))
+    except KeyboardInterrupt:
+        pass  # the parent hears of it too, and says so
+    except Exception as error:
+        sender.send({"skipped": f"the measuring process ended with: {type(error).__name__}: {error}"})
 
 
 def peak(entry: Entry) -> dict:
@@ -72,7 +91,3 @@ def resident_growth(run: Callable) -> int:
 def _status(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
-
-
-if __name__ == "__main__":
-    print(json.dumps(peak(Entry.from_json(json.loads(sys.argv[1])))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cases import Entry
+from .cases import NORMALIZING, Case, Entry
 from .results import Results
 
 
@@ -39,6 +39,10 @@ class Measured:
     record: dict
 
     @property
+    def is_timed(self) -> bool:
+        return bool(self.record.get("seconds"))
+
+    @property
     def seconds(self) -> np.ndarray:
         return np.array(self.record["seconds"])
 
@@ -66,20 +70,42 @@ class Measured:
 class Group(list[Measured]):
     """The entries of a unit."""
 
+    @property
+    def case(self) -> Case:
+        return self[0].entry.case
+
+    @property
+    def is_normalized(self) -> bool:
+        return any(m.entry.variant in NORMALIZING for m in self)
+
+    @property
+    def mine(self) -> Measured | None:
+        """What this package offers."""
+        return self.find("normalized" if self.is_normalized else "fused", dtype=self.case.dtype)
+
+    @property
+    def yardstick(self) -> Measured | None:
+        """What it is to replace."""
+        return self.find("batchnorm + relu" if self.is_normalized else "relu", dtype=self.case.dtype)
+
     def find(self, *names: str, **attributes) -> Measured | None:
         """The fastest of those with one of the names and these attributes of the case."""
         found = [
             m
             for m in self
             if m.entry.variant in names
-            and m.record.get("seconds")
+            and m.is_timed
             and all(getattr(m.entry.case, k) == v for k, v in attributes.items())
         ]
         return min(found, key=lambda m: m.time.median, default=None)
 
 
 def groups(results: Iterable[Results], kind: str = "times", suite: str | None = None) -> Iterator[Group]:
+    """The units of that kind, and suite. Where several results have the same case, the last one's counts."""
+    found = {}
     for result in results:
         for unit in result.units:
             if unit["kind"] == kind and suite in (None, unit["suite"]):
-                yield Group(Measured(unit["suite"], Entry.from_json(r), r) for r in unit["records"])
+                group = Group(Measured(unit["suite"], Entry.from_json(r), r) for r in unit["records"])
+                found[unit["suite"], group[0].entry.network, group.case] = group
+    yield from found.values()

@@ -6,13 +6,15 @@ gets the coefficients converted to powers in float64. Eager forms are written as
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import slaf_ext
@@ -22,15 +24,30 @@ from slaf_ext.bases import Basis
 from .cases import DTYPES, Case
 
 Form = Callable[..., Tensor]
+SLAF_EPS, LIGER_EPS = 1e-5, 1e-6
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A variant ready to run: ``forward(x, *params)``. `basis` is that of its coefficients, None for a yardstick."""
+    """A variant ready to run: ``forward(x, *params)``.
+
+    Attributes:
+        basis: that of its coefficients; None for what computes another function than the case's polynomial.
+        normalized: whether it is the normalised form with these coefficients.
+        definition: what another function is, in plain PyTorch; None if `forward` is that already.
+    """
 
     forward: Form
     params: tuple[Tensor, ...] = ()
     basis: Basis | None = None
+    normalized: bool = False
+    definition: Form | None = None
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """What to call the gradients: in x, and in each of the parameters."""
+        several = (f"dparameter{i}" for i in range(len(self.params)))
+        return "dx", *(("dcoeffs",) if len(self.params) == 1 else several)
 
 
 class Unavailable(Exception):
@@ -134,8 +151,8 @@ POLYNOMIALS: dict[str, tuple[Callable[[Case], Form], bool]] = {
     "clenshaw": (clenshaw, False),
     "compiled horner": (compiled(horner), True),
     "compiled clenshaw": (compiled(clenshaw), False),
-    "max-autotune horner": (compiled(horner, "max-autotune"), True),
-    "max-autotune clenshaw": (compiled(clenshaw, "max-autotune"), False),
+    "autotuned horner": (compiled(horner, "max-autotune"), True),
+    "autotuned clenshaw": (compiled(clenshaw, "max-autotune"), False),
 }
 
 YARDSTICKS: dict[str, Form] = {
@@ -146,7 +163,7 @@ YARDSTICKS: dict[str, Form] = {
 
 
 def names() -> tuple[str, ...]:
-    return *POLYNOMIALS, *YARDSTICKS, "prelu", *PEERS
+    return *POLYNOMIALS, *YARDSTICKS, *OTHERS
 
 
 def prepare(name: str, case: Case) -> Prepared:
@@ -163,31 +180,107 @@ def prepare(name: str, case: Case) -> Prepared:
         if powers:
             coeffs, basis = to_monomials(coeffs, basis), bases.get("monomial")
         return Prepared(form(case), (torch.tensor(coeffs, **options).requires_grad_(),), basis)
-    if name == "prelu":
-        if case.sharing == "group" or (case.sharing == "feature" and len(case.shape) != 2):
-            raise Unavailable("nn.PReLU has one parameter, or one a channel")
-        return Prepared(functional.prelu, (torch.full((case.groups,), 0.25, **options).requires_grad_(),))
     if name in YARDSTICKS:
         return Prepared(YARDSTICKS[name])
-    return PEERS[name](case)
+    return OTHERS[name](case)
 
 
-def _need(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise Unavailable(f"{module} is not installed")
+def _prelu(case: Case) -> Prepared:
+    if case.sharing == "group" or (case.sharing == "feature" and len(case.shape) != 2):
+        raise Unavailable("nn.PReLU has one parameter, or one a channel")
+    slope = torch.full((case.groups,), 0.25, dtype=DTYPES[case.dtype], device=case.device)
+    return Prepared(functional.prelu, (slope.requires_grad_(),))
+
+
+def _normalized(case: Case) -> Prepared:
+    """SLAF(normalize=True) in training, running statistics included."""
+    module = slaf_ext.SLAF(
+        case.degree, case.groups, basis=case.basis, dim=case.dim, normalize=True, eps=SLAF_EPS,
+        init=torch.tensor(coefficients(case)), device=case.device, dtype=DTYPES[case.dtype],
+    )  # fmt: skip
+    return Prepared(lambda x, _: module(x), (module.coeffs,), bases.get(case.basis), normalized=True)
+
+
+def _batchnorm_relu(case: Case) -> Prepared:
+    """nn.BatchNorm2d and relu in training, running statistics included."""
+    if len(case.shape) != 4 or case.sharing != "channel":
+        raise Unavailable("nn.BatchNorm2d needs images, and normalises each channel")
+    module = nn.BatchNorm2d(case.shape[1], device=case.device, dtype=DTYPES[case.dtype])
+    with torch.no_grad():  # channels above zero and channels below: at the kink rounding chooses the gradient
+        module.bias.copy_(torch.where(torch.arange(case.shape[1]) % 2 == 0, 3.0, -3.0))
+
+    def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        z = (x - mean) / (variance + module.eps).sqrt()
+        return (weight.view(-1, 1, 1) * z + bias.view(-1, 1, 1)).clamp(min=0)
+
+    return Prepared(lambda x, *_: torch.relu(module(x)), (module.weight, module.bias), definition=definition)
+
+
+def _peer(package: str, path: str, root: str | None = None) -> ModuleType:
+    """The module at `path`, of a package that need not be there; `root` is its top module, if not named like it."""
+    if importlib.util.find_spec(root or package) is None:
+        raise Unavailable(f"{package} is not installed")
+    try:
+        return importlib.import_module(path)
+    except Exception as error:
+        raise Unavailable(f"{package} does not import here: {type(error).__name__}: {error}") from error
 
 
 def _torch_activation(case: Case) -> Prepared:
     """torch_activation's SLAF(k): k coefficients of powers of x, one vector a module."""
-    _need("torch_activation")
-    from torch_activation.adaptive.abu import SLAF
-
+    peer = _peer("torch_activation", "torch_activation.adaptive.abu")
     if case.sharing != "layer":
         raise Unavailable("torch_activation.SLAF has one polynomial a layer")
-    module = SLAF(k=case.degree + 1)
+    module = peer.SLAF(k=case.degree + 1)
     coeffs = to_monomials(coefficients(case), bases.get(case.basis))
     a = torch.tensor(coeffs, dtype=DTYPES[case.dtype], device=case.device).requires_grad_()
     return Prepared(lambda x, a: torch.func.functional_call(module, {"a": a}, x), (a,), bases.get("monomial"))
 
 
-PEERS: dict[str, Callable[[Case], Prepared]] = {"torch_activation": _torch_activation}
+def _liger_kernel(case: Case) -> Prepared:
+    """Liger's PolyNorm: w_0 norm(x³) + w_1 norm(x²) + w_2 norm(x) + b, norm(u) = u / sqrt(mean(u²) + eps) by row."""
+    if not case.device.startswith("cuda") and importlib.util.find_spec("liger_kernel"):
+        raise Unavailable("Liger's PolyNorm is a Triton kernel, which needs a GPU")
+    function = _peer("liger_kernel", "liger_kernel.ops").LigerPolyNormFunction
+    if len(case.shape) != 2:
+        raise Unavailable("Liger's PolyNorm takes means over rows")
+    options = {"dtype": DTYPES[case.dtype], "device": case.device}
+    params = torch.full((3,), 1 / 3, **options).requires_grad_(), torch.ones((), **options).requires_grad_()
+
+    def definition(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return b + sum(
+            w[3 - k] * x**k * (x ** (2 * k)).mean(-1, keepdim=True).add(LIGER_EPS).rsqrt() for k in (1, 2, 3)
+        )
+
+    def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return function.apply(x, w, b, LIGER_EPS, False)  # not in place, which would overwrite grad_output
+
+    return Prepared(forward, params, definition=definition)
+
+
+def _rational_activations(case: Case) -> Prepared:
+    """rational_activations' default, Σ_0^5 a_i x^i / (1 + Σ_1^4 |b_i x^i|), whatever the degree; one a module."""
+    peer = _peer("rational_activations", "rational.torch", root="rational")
+    if case.sharing != "layer":
+        raise Unavailable("rational_activations has one function a layer")
+    if case.device != "cpu":
+        raise Unavailable("the CUDA kernels of rational_activations are not in its package")
+    module = peer.Rational(cuda=False)
+
+    def definition(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return sum(a[i] * x**i for i in range(6)) / (1 + sum((b[i - 1] * x**i).abs() for i in range(1, 5)))
+
+    params = tuple(p.detach().to(DTYPES[case.dtype]).requires_grad_() for p in (module.numerator, module.denominator))
+    return Prepared(lambda x, a, b: module.activation_function(x, a, b, True), params, definition=definition)
+
+
+# What computes another function, needs a package, or takes only some of the cases.
+OTHERS: dict[str, Callable[[Case], Prepared]] = {
+    "prelu": _prelu,
+    "normalized": _normalized,
+    "batchnorm + relu": _batchnorm_relu,
+    "torch_activation": _torch_activation,
+    "liger_kernel": _liger_kernel,
+    "rational_activations": _rational_activations,
+}

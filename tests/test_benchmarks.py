@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,22 @@ pytest.importorskip("matplotlib", reason="the benchmarks need the extra 'bench'"
 pytest.importorskip("tqdm", reason="the benchmarks need the extra 'bench'")
 
 import benchmarks.__main__ as command
-from benchmarks import bars, cases, compare, figures, measure, memory, networks, oracle, report, results, variants
+from benchmarks import (
+    bars,
+    cases,
+    compare,
+    environment,
+    figures,
+    measure,
+    memory,
+    networks,
+    oracle,
+    report,
+    results,
+    statistics,
+    tables,
+    variants,
+)
 from benchmarks.cases import Case, Entry, Unit
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +73,24 @@ def tiny(monkeypatch):
 
 def measured(*units: Unit) -> list[dict]:
     return [record for unit in units for record in command.KINDS[unit.kind](unit, lambda what: None)]
+
+
+def made_up(preset: str, path: Path) -> results.Results:
+    """A file as that preset writes it, of invented numbers: every entry of a unit is slower than the one before."""
+    results.start(path, environment.facts("cpu"), {"preset": preset, "device": "cpu", "wanted": {}})
+    for unit in cases.PRESETS[preset]("cpu"):
+        copy = [Entry("copy", unit.entries[0].case)] if unit.kind == "times" else []
+        records = []
+        for i, entry in enumerate([*copy, *unit.entries], start=1):
+            blocks = [1e-4 * i * (1 + 0.01 * block) for block in range(7)]
+            timed = {"calls": 1, "seconds": blocks, "waited": [0.0] * 7, "errors": {"y": 1e-7}, "launches": i}
+            memory = {"peak_bytes": 2**20 * i, **({} if entry.network else {"saved_bytes": 2**20 * i})}
+            if entry.variant in cases.PEERS:
+                records.append({**entry.as_json(), "skipped": f"{entry.variant} is not installed"})
+            else:
+                records.append({**entry.as_json(), **(memory if unit.kind == "memory" else timed)})
+        results.append(path, unit, records)
+    return results.load(path)
 
 
 # ------------------------------------------------------------------ variants
@@ -95,6 +130,50 @@ def test_compiled_variants_run():
     (record,) = (r for r in measured(cases.times("x", TINY, ("compiled horner",), 0)) if r["variant"] != "copy")
     assert "seconds" in record, record
     assert record["first_call_seconds"] > 0
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_the_normalised_form_and_its_yardstick_are_right_and_timed(layout, dtype):
+    case = dataclasses.replace(TINY, shape=(2, 16, 5, 5), sharing="channel", degree=5, layout=layout, dtype=dtype)
+    found = {r["variant"]: r for r in measured(cases.times("x", case, cases.NORMALIZING, 0))}
+    assert all("seconds" in found[name] for name in cases.NORMALIZING), found
+    assert set(found["normalized"]["errors"]) == {"y", "dx", "dcoeffs"}
+    assert set(found["batchnorm + relu"]["errors"]) == {"y", "dx", "dparameter0", "dparameter1"}
+    if dtype in ("fp32", "fp64"):
+        errors = [e for name in cases.NORMALIZING for e in found[name]["errors"].values()]
+        assert max(errors) < (1e-5 if dtype == "fp32" else 1e-13)
+
+
+def test_batchnorm_is_no_yardstick_without_channels():
+    (record,) = measured(cases.times("x", TINY, ("batchnorm + relu",), 0))[1:]
+    assert "needs images" in record["skipped"]
+
+
+def constant_statistics(case):
+    """The normalised form with statistics that let no gradient through."""
+    prepared = variants._normalized(case)
+
+    def forward(x, coeffs):
+        _, mean, variance = slaf_ext.functional.normalized_slaf(x, coeffs, case.basis, dim=case.dim)
+        folded = slaf_ext.reference.fold(coeffs, mean, variance, variants.SLAF_EPS).float()
+        return slaf_ext.slaf(x, folded, case.basis, dim=case.dim)
+
+    return dataclasses.replace(prepared, forward=forward)
+
+
+def another_eps(case):
+    module = slaf_ext.SLAF(case.degree, case.groups, normalize=True, eps=0.1)
+    module.coeffs.data.copy_(torch.tensor(variants.coefficients(case)))
+    return variants.Prepared(lambda x, _: module(x), (module.coeffs,), bases.get(case.basis), normalized=True)
+
+
+@pytest.mark.parametrize(("make", "said"), [(constant_statistics, "dx is off by"), (another_eps, "y is off by")])
+def test_a_wrong_normalised_form_is_refused(monkeypatch, make, said):
+    monkeypatch.setitem(variants.OTHERS, "normalized", make)
+    case = dataclasses.replace(TINY, shape=(2, 16, 5, 5), sharing="channel")
+    (record,) = measured(cases.times("x", case, ("normalized",), 0))[1:]
+    assert said in record["refused"]
 
 
 def off_by_a_little(case):
@@ -158,6 +237,61 @@ def test_the_oracle_agrees_with_numpy():
     assert oracle.errors(case, coeffs, basis, x.detach(), g, outputs, basis)["dx"] == pytest.approx(1e-3)
 
 
+def test_the_oracle_of_the_normalised_form_agrees_with_numpy():
+    import numpy as np
+
+    case = dataclasses.replace(TINY, shape=(6, 2, 5), sharing="channel", degree=4)
+    x, g = (t.detach().double() for t in measure.inputs(case))
+    coeffs, eps, basis = variants.coefficients(case), 0.01, bases.get("chebyshev")
+
+    def zs(t):
+        """The normalised basis functions of each channel, first the constant one: (channel, element, k)."""
+        phi = np.polynomial.chebyshev.chebvander(np.moveaxis(t, 1, 0).reshape(2, -1), 4)
+        z = (phi - phi.mean(1, keepdims=True)) / np.sqrt(phi.var(1, keepdims=True) + eps)
+        z[..., 0] = 1
+        return z
+
+    def back(values):
+        return torch.tensor(np.moveaxis(values.reshape(2, 6, 5), 0, 1))
+
+    seed = np.moveaxis(g.numpy(), 1, 0).reshape(2, -1)
+    dx = np.empty(x.shape)
+    for index in np.ndindex(*x.shape):  # central differences
+        step = np.zeros(x.shape)
+        step[index] = 1e-5
+        above, below = (np.sum(seed * np.einsum("cek,ck->ce", zs(x.numpy() + s), coeffs)) for s in (step, -step))
+        dx[index] = (above - below) / 2e-5
+    outputs = {
+        "y": back(np.einsum("cek,ck->ce", zs(x.numpy()), coeffs)),
+        "dx": torch.tensor(dx),
+        "dcoeffs": torch.tensor(np.einsum("ce,cek->ck", seed, zs(x.numpy()))),
+    }
+    found = oracle.normalized_errors(case, coeffs, basis, x, g, outputs, eps)
+    assert max(found["y"], found["dcoeffs"]) < 1e-13
+    assert found["dx"] < 1e-8
+    outputs["dcoeffs"] = outputs["dcoeffs"] * 1.001
+    assert oracle.normalized_errors(case, coeffs, basis, x, g, outputs, eps)["dcoeffs"] == pytest.approx(1e-3)
+
+
+def test_operators_are_counted_without_views_and_allocations():
+    (_, *records) = measured(cases.times("x", TINY, ("relu", "fused", "horner", "compiled horner"), 0))
+    counted = {r["variant"]: r["launches"] for r in records}
+    # horner of degree 3: 3 products and sums, for each two products and a sum of the gradients, and what adds them up.
+    assert counted["relu"] == counted["fused"] == 2
+    assert counted["horner"] > 12
+    assert counted["compiled horner"] is None
+    x = torch.ones(4)
+    with measure.OperatorCount() as found:
+        torch.empty_like(x).copy_(x.view(2, 2).t().reshape(4)).add_(1)
+    assert found.count == 3  # the copy in reshape, copy_ and add_
+
+
+def test_bytes_that_must_move():
+    case = dataclasses.replace(TINY, shape=(100,))
+    moved = {v: Entry(v, case).moved_bytes / 400 for v in ("clone", "relu", "fused", "normalized")}
+    assert moved == {"clone": 2, "relu": 5, "fused": 5, "normalized": 8}
+
+
 def test_saved_bytes_are_those_of_x_and_the_coefficients():
     records = {r["variant"]: r for r in measured(cases.times("x", TINY, ("fused", "relu", "naive"), 0))}
     assert records["fused"]["saved_bytes"] == 4 * (64 + 4)
@@ -175,11 +309,46 @@ def test_a_new_basis_joins_the_sweep_unasked(monkeypatch):
     assert all("seconds" in r for r in measured(dataclasses.replace(newcomer, entries=small, seconds=0)))
 
 
-def test_an_absent_peer_is_skipped_with_a_word(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_activation", None)
+@pytest.mark.parametrize("name", cases.PEERS)
+def test_an_absent_peer_is_skipped_with_a_word(monkeypatch, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (record,) = measured(cases.times("x", TINY, ("torch_activation",), 0))[1:]
-    assert record["skipped"] == "torch_activation is not installed"
+    (record,) = measured(cases.times("x", TINY, (name,), 0))[1:]
+    assert record["skipped"] == f"{name} is not installed"
+
+
+def present(monkeypatch, path: str, **names) -> None:
+    """Puts a module of that path, and of these names, in place of a peer's."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(
+        "importlib.import_module", lambda name: types.SimpleNamespace(**names) if name == path else 1 / 0
+    )
+
+
+def test_a_peer_that_needs_a_gpu_or_does_not_import_is_skipped_with_a_word(monkeypatch):
+    present(monkeypatch, "nothing")
+    _, liger, other = measured(cases.times("x", TINY, ("liger_kernel", "torch_activation"), 0))
+    assert liger["skipped"] == "Liger's PolyNorm is a Triton kernel, which needs a GPU"
+    assert other["skipped"] == "torch_activation does not import here: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_peers_are_held_to_what_they_compute(monkeypatch, wrong):
+    class Rational(torch.nn.Module):
+        """rational_activations' version A; wrong: without the absolute values."""
+
+        def __init__(self, cuda):
+            super().__init__()
+            self.numerator = torch.nn.Parameter(torch.tensor([0.1, 1.0, 1.2, 0.3, 0.2, 0.1]))
+            self.denominator = torch.nn.Parameter(torch.tensor([0.1, -1.2, 0.3, -0.4]))
+
+        def activation_function(self, x, a, b, training):
+            terms = [b[i] * x ** (i + 1) for i in range(4)]
+            return sum(a[i] * x**i for i in range(6)) / (1 + sum(terms if wrong else map(torch.abs, terms)))
+
+    present(monkeypatch, "rational.torch", Rational=Rational)
+    (record,) = measured(cases.times("x", TINY, ("rational_activations",), 0))[1:]
+    assert "y is off by" in record["refused"] if wrong else set(record["errors"]) > {"y", "dx"}
+    assert ("seconds" in record) is not wrong
 
 
 # ------------------------------------------------------------ memory, networks
@@ -219,6 +388,16 @@ def test_a_measuring_process_that_fails_says_so():
     assert record["skipped"].startswith("the measuring process ended with: KeyError")
 
 
+def die(entry, sender):
+    os._exit(9)
+
+
+def test_a_measuring_process_that_is_killed_ends_neither_the_run_nor_its_patience(monkeypatch):
+    monkeypatch.setattr(memory, "_send_peak", die)
+    (record,) = measured(Unit("memory", "memory", (Entry("fused", TINY),), 0))
+    assert "killed" in record["skipped"]
+
+
 @pytest.mark.parametrize("network", cases.NETWORKS)
 def test_networks_step_with_every_activation(network, monkeypatch):
     case = Case(shape=(2,), degree=5, threads=1)
@@ -251,8 +430,10 @@ def test_without_arguments_it_measures_prints_and_keeps(tiny, capsys):
     assert {"commit", "cpu", "torch", "date", "slaf_ext"} <= found.environment.keys()
 
 
-def test_every_line_fits_80_columns(tiny, capsys):
+def test_every_line_fits_80_columns(tiny, capsys, tmp_path):
     command.main(["run", "--output", str(results.LOCAL / "a.jsonl")])
+    made_up("full", tmp_path / "full.jsonl")
+    command.main(["report", str(tmp_path / "full.jsonl")])
     command.main(["report", str(SAMPLE)])
     command.main(["compare", str(SAMPLE), str(SAMPLE)])
     command.main(["list"])
@@ -331,7 +512,8 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     time.sleep(0.5)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
-    assert run.returncode == 130, err
+    # An interrupt inside exec("…"), of which imports are full, makes CPython exit by the signal even if it was handled.
+    assert run.returncode in (130, -signal.SIGINT), err
     assert "Traceback" not in err
     assert "Interrupted. Go on with" in out
     assert results.load(path).environment["device"] == "cpu"
@@ -416,10 +598,62 @@ def test_the_block_is_written_between_the_markers_and_nowhere_else(tmp_path):
     assert text.startswith(f"before\n{report.BEGIN}\n")
     assert text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text
-    assert "**fused**" in text
-    assert report.regenerated(readme) == text
-    readme.write_text(text.replace("| **fused** |", "| **fused** | 0"))
-    assert report.regenerated(readme) != readme.read_text()
+    assert "| degree 8, 2^20 elements |" in text
+    assert report.regenerated(readme) == {readme: text}
+    readme.write_text(text.replace("| degree 8, 2^20 elements |", "| degree 8, 2^20 elements | 0"))
+    assert report.regenerated(readme)[readme] == text
+
+
+def test_a_full_run_gives_every_bar_table_and_figure(tmp_path, capsys):
+    full = made_up("full", tmp_path / "full.jsonl")
+    assert [v.bar for v in bars.verdicts([full])] == list(bars.BARS)
+    readme, details = tmp_path / "README.md", tmp_path / "results" / "REPORT.md"
+    details.parent.mkdir()
+    readme.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
+    written = ["--readme", str(readme), "--details", str(details), "--figures", str(tmp_path / "results" / "figures")]
+    assert command.main(["report", str(full.path), *written]) == 0
+    short, long = readme.read_text(), details.read_text()
+    assert report.regenerated(readme) == {readme: short, details: long}
+    assert len(short.splitlines()) < 100
+    assert all(len(line) < 120 for line in short.splitlines())
+    for page, text, names in ((readme, short, ("headline", "scaling")), (details, long, figures.FIGURES)):
+        linked = {(page.parent / name).resolve() for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)}
+        assert linked == {(details.parent / "figures" / f"{name}.png").resolve() for name in names}
+        assert all(path.exists() for path in linked)
+    for heading in report.HEADINGS.values():
+        assert f"\n## {heading}\n\n" in long
+    for name in figures.FIGURES:
+        assert figures.origin([full]) in (details.parent / "figures" / f"{name}.svg").read_text()
+    details.write_text(long.replace("1.00", "1.01"))
+    assert report.regenerated(readme)[details] == long
+
+
+def test_the_quick_preset_has_every_bar_but_the_networks(tmp_path):
+    found = [v.bar for v in bars.verdicts([made_up("quick", tmp_path / "quick.jsonl")])]
+    assert found == [bar for bar in bars.BARS if bar.kind not in cases.NETWORKS]
+
+
+def test_the_presets_say_that_they_keep_to_their_time():
+    took = {name: sum(u.expected_seconds for u in cases.PRESETS[name]("cpu")) for name in ("quick", "full")}
+    assert took["quick"] < 150  # of 180, of which the estimate leaves out what comes before and after
+    assert took["full"] < 1700
+
+
+def test_of_two_results_with_the_same_case_the_later_counts(tmp_path):
+    first, second = results.load(SAMPLE), results.load(scaled(tmp_path, "fused", 3))
+    both, later = (list(statistics.groups(found)) for found in ([first, second], [second]))
+    assert both == later
+    assert list(statistics.groups([second, first])) == list(statistics.groups([first]))
+
+
+def test_a_summary_row_says_what_was_measured(tmp_path):
+    """In the invented results of quick, variants take 1, 2, 3, … times what the copy takes, in their order."""
+    full = made_up("quick", tmp_path / "quick.jsonl")
+    rows = {row[0]: row[1:] for row in tables.summary([full]).rows}
+    # copy, clone, relu, gelu, prelu, fused, compiled horner, compiled clenshaw, naive, horner, clenshaw
+    assert rows["degree 8, 2^20 elements"] == ["618 us", "2.00", "1.17", "1.67", "1.50"]
+    # copy, clone, relu, normalized, batchnorm + relu
+    assert rows["normalised, degree 5, per channel"] == ["412 us", "0.80", "-", "-", "-"]
 
 
 def test_a_readme_without_markers_ends_in_a_sentence(tmp_path, capsys):
@@ -436,7 +670,12 @@ def test_the_numbers_in_the_text_are_those_of_the_raw_files(readme):
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if not text.partition(report.BEGIN)[2].partition(report.END)[0].strip():
         pytest.skip(f"{readme} shows no numbers")
-    assert report.regenerated(path) == path.read_text(encoding="utf-8")
+    for written, text in report.regenerated(path).items():
+        assert written.read_text(encoding="utf-8") == text
+    found, pictures, _ = report.sources(path)
+    drawn = list(pictures.glob("*.svg"))
+    assert drawn
+    assert all(figures.origin(found) in picture.read_text(encoding="utf-8") for picture in drawn)
 
 
 def scaled(tmp_path: Path, variant: str, factor: float) -> Path:
@@ -471,6 +710,33 @@ def test_a_bar_is_met_or_missed_by_the_numbers(tmp_path):
     assert "degree 8: fused / relu" not in missed(1e3)
 
 
+def test_memory_that_grew_is_named_and_misses_its_bar(tmp_path):
+    full = made_up("full", tmp_path / "full.jsonl")
+    lines = [json.loads(line) for line in full.path.read_text().splitlines()]
+    for record in (r for line in lines[1:] if line["kind"] == "memory" for r in line["records"]):
+        if record["variant"] == "fused":  # relu's, and twice that at degree 16
+            at_16 = record["case"]["degree"] == 16
+            record["peak_bytes"] = 2**21 if at_16 else 2**20
+            record["saved_bytes"] = 0
+    path = tmp_path / "grown.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    grown = results.load(path)
+    missed = {v.bar.text for v in bars.verdicts([grown]) if "peak memory" in v.bar.text and not v.met}
+    assert missed == {"degree 16: peak memory, fused / relu"}
+    said = " ".join(compare.text(grown, full).split())
+    assert "5 larger, 0 smaller" in said  # two degrees, three networks
+    assert "regression: fused peak (chebyshev, degree 3, one polynomial: 2^24 elements;" in said
+    assert "regression: mlp: fused peak x 3.000" in said
+    assert "fused peak 2 MiB 2 MiB 1.000" in said
+
+
+def test_sizes_leave_out_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(cases, "MEMORY", 2**30)
+    assert max(u.entries[0].case.numel for u in cases.sizes("cpu")) == 2**22
+    monkeypatch.setattr(cases, "MEMORY", 2**34)
+    assert max(u.entries[0].case.numel for u in cases.sizes("cpu")) == 2**26
+
+
 def test_disturbed_blocks_do_not_count():
     record = {
         **Entry("fused", TINY).as_json(),
@@ -478,7 +744,7 @@ def test_disturbed_blocks_do_not_count():
         "waited": [0, 0, 0, 0.5, 0.5, 0.5],
     }
     unit = {"suite": "x", "kind": "times", "entries": [], "records": [record]}
-    (group,) = report.groups([results.Results(Path("x"), {}, {}, [unit])])
+    (group,) = statistics.groups([results.Results(Path("x"), {}, {}, [unit])])
     assert group[0].time.high == 1.0
     assert not group[0].disturbed
     record["waited"] = [0.5] * 6

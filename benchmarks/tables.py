@@ -1,0 +1,349 @@
+"""The numbers of a report as tables, which can be written for a terminal of 80 columns or as markdown."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from . import bars
+from .cases import COMPILED, EAGER, Case
+from .results import Results
+from .statistics import Group, Measured, Quantity, groups
+
+COLUMNS = 79
+
+
+@dataclass
+class Table:
+    """Rows of cells: the first column holds names, the others numbers.
+
+    Attributes:
+        title, notes: lines above and below.
+        marked: names of rows that stand out in markdown.
+    """
+
+    title: list[str]
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    marked: tuple[str, ...] = ()
+
+    def plain(self) -> str:
+        columns = list(zip(*[self.header, *self.rows], strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= COLUMNS else " "
+        lines = list(self.title)
+        for name, *numbers in [self.header, *self.rows]:
+            cells = [name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]
+            lines.append(gap.join(cells).rstrip())
+        for note in self.notes:
+            lines += textwrap.wrap(note, COLUMNS, subsequent_indent="  ")
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        lines = [f"**{'; '.join(self.title)}**", ""] if self.title else []
+        lines += [_row(self.header), "|---|" + "--:|" * (len(self.header) - 1)]
+        lines += [_row([f"**{name}**" if name in self.marked else name, *rest]) for name, *rest in self.rows]
+        for note in self.notes:
+            lines += ["", *textwrap.wrap(note, COLUMNS)]
+        return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+# ------------------------------------------------------------------ a table for every unit
+
+
+def times(group: Group) -> Table:
+    """All that was measured of a case; the copy in whose terms bandwidth is given has no row."""
+    first = group.case
+    over = ["/bn+relu", "/norm."] if group.is_normalized else ["/relu", "/fused"]
+    rows, notes = [], []
+    for m in sorted(group, key=lambda m: m.time.median if m.is_timed else math.inf):
+        dtype = m.entry.case.dtype
+        name = m.entry.variant + (f" {dtype}" if dtype != first.dtype else "")
+        if not m.is_timed:
+            notes.append(_why_not(name, m))
+        elif m.entry.variant != "copy":
+            rows.append([name, *_cells(m, group)])
+    header = ["variant", "time", "quartiles", "GB/s", "copy", *over, "error", "saved", "ops"]
+    return Table(title(first), header, rows, notes + _disturbed(group), MARKED)
+
+
+MARKED = ("fused", "normalized")
+
+
+def _cells(m: Measured, group: Group) -> list[str]:
+    case, record = m.entry.case, m.record
+    bandwidth = m.entry.moved_bytes / m.time.median
+    copy = group.find("copy", dtype=case.dtype)
+    share = bandwidth * copy.time.median / (2 * case.nbytes) if copy else math.nan
+    names = (("batchnorm + relu",), ("normalized",)) if group.is_normalized else (("relu",), ("fused",))
+    over = [m.over(other).median if (other := group.find(*n, dtype=case.dtype)) else math.nan for n in names]
+    saved, launches = record.get("saved_bytes"), record.get("launches")
+    return [
+        duration(m.time.median), _spread(m.time), short(bandwidth / 1e9), _percent(share), *map(short, over),
+        f"{max(record['errors'].values(), default=math.nan):.0e}",
+        "-" if saved is None else short(saved / case.nbytes), "-" if launches is None else str(launches),
+    ]  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if math.isfinite(share) else "-"
+
+
+def _spread(time: Quantity) -> str:
+    _, factor = _unit(time.median)
+    return f"{short(time.low * factor)}-{short(time.high * factor)}"
+
+
+def _why_not(name: str, m: Measured) -> str:
+    verb = "skipped" if "skipped" in m.record else "refused"
+    return f"{name} {verb}: {m.record[verb]}"
+
+
+def _disturbed(group: Group) -> list[str]:
+    names = [m.entry.variant for m in group if m.is_timed and m.disturbed]
+    return [f"Disturbed by other processes: {'all' if len(names) == len(group) else ', '.join(names)}."] * bool(names)
+
+
+def network(group: Group, peaks: Group) -> Table:
+    """A step of training and its peak memory."""
+    first = group[0].entry
+    plain = {name: group.find(name) for name in ("relu", "gelu")}
+    peak = {m.entry.variant: m.record["peak_bytes"] for m in peaks if "peak_bytes" in m.record}
+    rows, notes = [], []
+    for m in group:
+        variant = m.entry.variant
+        if not m.is_timed:
+            notes.append(_why_not(variant, m))
+            continue
+        over = [f"{m.over(other).median:.3f}" if other else "-" for other in plain.values()]
+        memory = [mebibytes(peak.get(variant)), _ratio_of(peak.get(variant), peak.get("relu"))]
+        error = f"{max(m.record['errors'].values()):.0e}"
+        rows.append([variant, duration(m.time.median), _spread(m.time), *over, *memory, error])
+    case = first.case
+    lines = [f"{first.network}: a training step, batch {case.shape[0]}", _network_where(case)]
+    header = ["activation", "step", "quartiles", "/relu", "/gelu", "peak", "/relu", "error"]
+    return Table(lines, header, rows, notes + _disturbed(group), MARKED)
+
+
+def _network_where(case: Case) -> str:
+    return f"{case.basis} of degree {case.degree}, {case.dtype}, {where(case)}"
+
+
+def memory(group: Group) -> Table:
+    """Peak memory and what is saved, as bytes and as multiples of x."""
+    first = group[0].entry
+    lines = [f"{first.network}: peak of a training step"] if first.network else title(first.case)
+    plain = next(
+        (m.record["peak_bytes"] for m in group if m.entry.variant == "relu" and "peak_bytes" in m.record), None
+    )
+    rows, notes = [], []
+    for m in group:
+        if "peak_bytes" not in m.record:
+            notes.append(f"{m.entry.variant} skipped: {m.record['skipped']}")
+            continue
+        peak, saved, x = m.record["peak_bytes"], m.record.get("saved_bytes"), m.entry.case.nbytes
+        of_x = ["-", "-", "-"] if saved is None else [short(peak / x), mebibytes(saved), short(saved / x)]
+        rows.append([m.entry.variant, mebibytes(peak), _ratio_of(peak, plain), *of_x])
+    return Table(lines, ["variant", "peak", "/relu", "of x", "saved", "of x"], rows, notes, MARKED)
+
+
+def mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.0f} MiB"
+
+
+def _ratio_of(count: int | None, other: int | None) -> str:
+    return f"{count / other:.3f}" if count is not None and other else "-"
+
+
+# ------------------------------------------------------------------ a row for every unit
+
+
+def summary(results: Iterable[Results]) -> Table | None:
+    """The cases that have bars, a row each."""
+    rows, shapes = [], {}
+    for group in groups(results, "times", "headline"):
+        case, mine, plain = group.case, group.mine, group.yardstick
+        if case.memory != "kept" or mine is None:
+            continue
+        what = f"{'normalised, ' * group.is_normalized}degree {case.degree}"
+        last = case.layout == "channels_last"
+        sharing = size(case) if case.sharing == "layer" else "channels last" if last else f"per {case.sharing}"
+        if case.sharing != "layer":
+            shapes[sharing] = size(case)
+        slower = (_best(group, names, mine) for names in (COMPILED, [f for f in EAGER if f != "naive"], ("naive",)))
+        over = short(mine.over(plain).median) if plain else "-"
+        rows.append([f"{what}, {sharing}", duration(mine.time.median), over, *slower])
+    if not rows:
+        return None
+    note = (
+        "fused: its time. /relu: that over relu's; for the normalised form, over BatchNorm's and relu's. The rest: "
+        "how many times fused's the best torch.compile form takes, the best eager one but the naive, and the naive one."
+    )
+    note += "".join(f" {sharing.capitalize()}: x of {shape}." for sharing, shape in shapes.items())
+    header = ["case", "fused", "/relu", "compiled", "eager", "naive"]
+    return Table([f"Forward + backward: {case.basis}, fp32, {where(case)}"], header, rows, [note])
+
+
+def _best(group: Group, names: Iterable[str], mine: Measured) -> str:
+    best = group.find(*names, dtype="fp32")
+    return short(best.over(mine).median) if best else "-"
+
+
+def memory_summary(results: Iterable[Results]) -> Table | None:
+    """Peak and saved memory of the operator, a row for every case."""
+    rows, case = [], None
+    variants = ("relu", "fused", "naive")
+    for group in groups(results, "memory", "memory"):
+        case = group.case
+        of = {m.entry.variant: m.record for m in group if "peak_bytes" in m.record}
+        both = [" / ".join(f"{of[v][k] / 2**20:.0f}" for k in ("peak_bytes", "saved_bytes")) if v in of else "-"
+                for v in variants]  # fmt: skip
+        rows.append([f"degree {case.degree}", *both])
+    if case is None:
+        return None
+    title = f"Memory, {size(case)}, {case.dtype}, MiB: peak above the input / saved for backward"
+    return Table([title], ["case", *variants], rows)
+
+
+def network_summary(results: list[Results]) -> Table | None:
+    """A step of training, a row for every network."""
+    rows, case = [], None
+    for group, peaks in network_groups(results):
+        mine = group.find("fused")
+        if mine is None:
+            continue
+        case = group.case
+        over = [f"{mine.over(other).median:.3f}" if (other := group.find(n)) else "-" for n in ("relu", "gelu")]
+        slower = [f"{other.over(mine).median:.3f}" if (other := group.find(n)) else "-" for n in
+                  ("compiled horner", "naive")]  # fmt: skip
+        peak = {m.entry.variant: m.record["peak_bytes"] for m in peaks if "peak_bytes" in m.record}
+        memory = [_ratio_of(peak.get(v), peak.get("relu")) for v in ("fused", "naive")]
+        rows.append([f"{group[0].entry.network}", duration(mine.time.median), *over, *slower, *memory])
+    if case is None:
+        return None
+    note = (
+        "/relu, /gelu: the step over that of the same network with relu, with gelu. compiled, naive: how many times "
+        "fused's step these take. The last two: peak memory over the relu network's, fused and naive."
+    )
+    header = ["training step", "fused", "/relu", "/gelu", "compiled", "naive", "peak", "naive peak"]
+    return Table([f"Networks: {_network_where(case)}"], header, rows, [note])
+
+
+def network_groups(results: list[Results]) -> Iterator[tuple[Group, Group]]:
+    """The timed steps of each network, and the peaks of its memory."""
+    peaks = {group[0].entry.network: group for group in groups(results, "memory", "networks")}
+    for group in groups(results, "network"):
+        yield group, peaks.get(group[0].entry.network, Group())
+
+
+# What tells the cases of a suite apart.
+LABELS: dict[str, tuple[str, Callable[[Case], str]]] = {
+    "sizes": ("elements", lambda case: size(case).removesuffix(" elements")),
+    "degrees": ("degree", lambda case: str(case.degree)),
+    "channels": ("channels", lambda case: f"{case.shape[1]}, {_layout(case)}"),
+    "threads": ("threads", lambda case: f"{case.threads}, {size(case)}"),
+    "bases": ("basis", lambda case: case.basis),
+    "forms": ("form", lambda case: ", ".join([size(case), case.dtype, _passes(case), _sharing(case), _layout(case)])),
+}
+
+
+def sweep(results: Iterable[Results], suite: str) -> Table | None:
+    """The times of a suite: a row for every case, a column for every variant."""
+    chosen = list(groups(results, "times", suite))
+    variants = list(
+        dict.fromkeys(m.entry.variant for g in chosen for m in g if m.is_timed and m.entry.variant != "copy")
+    )
+    if not variants:
+        return None
+    first, label = LABELS[suite]
+    rows = [
+        [label(g.case), *(duration(m.time.median) if (m := g.find(v)) else "-" for v in variants), duration(roof(g))]
+        for g in chosen
+    ]
+    refused = [f"{label(g.case)}: {m.entry.variant} refused: {m.record['refused']}" for g in chosen for m in g
+               if "refused" in m.record]  # fmt: skip
+    return Table([], [first, *variants, "memory roof"], rows, refused, MARKED)
+
+
+def roof(group: Group) -> float:
+    """Seconds that the bytes which must move take at the rate of a copy; nan where none was measured."""
+    copy = group.find("copy", dtype=group.case.dtype)
+    return copy.time.median * copy.entry.moved_bytes / (2 * copy.entry.case.nbytes) if copy else math.nan
+
+
+# ------------------------------------------------------------------ the bars
+
+
+def verdicts(results: Iterable[Results]) -> Table | None:
+    found = bars.verdicts(results)
+    rows = []
+    for v in found:
+        m = v.measured
+        spread = f"{ratio(m.low)}-{ratio(m.high)}" if m.low < m.high else ""
+        outcome = ("met" if v.met else "MISSED") + ("?" if v.disturbed else "")
+        rows.append([v.bar.text, ratio(m.median), spread, f"{v.bar.sense} {v.bar.bound:g}", outcome])
+    if not rows:
+        return None
+    notes = [f"{sum(v.met for v in found)} of {len(found)} bars met."]
+    if any(v.disturbed for v in found):
+        notes.append("?: other processes held the cores meanwhile; measure again on a quiet machine.")
+    return Table([], ["bar", "measured", "quartiles", "wanted", ""], rows, notes)
+
+
+# ------------------------------------------------------------------ words and numbers
+
+
+def title(case: Case) -> list[str]:
+    """A case in two lines of at most 79 characters."""
+    first = f"{case.basis}, degree {case.degree}, {_sharing(case)}: {size(case)}"
+    fresh = ", fresh memory" if case.memory == "fresh" else ""
+    return [first, f"{case.dtype}, {_layout(case)}, {_passes(case)}, {where(case)}{fresh}"]
+
+
+def _sharing(case: Case) -> str:
+    return {"layer": "one polynomial", "group": "8 groups"}.get(case.sharing, f"one per {case.sharing}")
+
+
+def size(case: Case) -> str:
+    if len(case.shape) > 1:
+        return " x ".join(map(str, case.shape))
+    return f"2^{case.numel.bit_length() - 1} elements" if case.numel.bit_count() == 1 else f"{case.numel:,} elements"
+
+
+def _layout(case: Case) -> str:
+    return case.layout.replace("_", " ")
+
+
+def _passes(case: Case) -> str:
+    return "forward + backward" if case.passes == "both" else case.passes
+
+
+def where(case: Case) -> str:
+    return f"{case.threads} thread{'s' * (case.threads > 1)}" if case.device == "cpu" else case.device
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    return ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
+
+
+def duration(seconds: float) -> str:
+    unit, factor = _unit(seconds)
+    return f"{short(seconds * factor)} {unit}" if math.isfinite(seconds) else "-"
+
+
+def short(value: float) -> str:
+    """Three significant digits."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.3f}"
