@@ -44,6 +44,8 @@ class SLAF(nn.Module):
             "identity" means β = 0, w_1 = 1, the others 0: x normalised.
         momentum: running = (1 − momentum) · running + momentum · batch; None for the average of all batches.
         eps: what is added to the variance.
+        sync: with `normalize`, take the statistics over all ranks of torch.distributed's default group in training, as
+            nn.SyncBatchNorm does. Every rank must run the module then; a batch may be empty on some. Plain PyTorch.
         device, dtype: of the coefficients; float32 ones serve half-precision input too.
 
     Shape:
@@ -85,6 +87,7 @@ class SLAF(nn.Module):
         normalize: bool = False,
         momentum: float | None = 0.01,
         eps: float = 1e-5,
+        sync: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -99,7 +102,7 @@ class SLAF(nn.Module):
         self.dim = dim
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
         self.outside = outside
-        self.init = init
+        self.init = init.detach().clone() if isinstance(init, Tensor) else init
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum!r}; it must be a number from 0 to 1, or None")
         if not eps > 0:
@@ -107,10 +110,11 @@ class SLAF(nn.Module):
         self.normalize = normalize
         self.momentum = momentum
         self.eps = eps
+        self.sync = sync
         shape = (self.degree + 1,) if num_groups == 1 else (num_groups, self.degree + 1)
         self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if normalize:
-            statistics = self.coeffs.detach()[..., 1:].to(torch.promote_types(self.coeffs.dtype, torch.float32))
+            statistics = self.coeffs.detach()[..., 1:].to(self._wide)
             self.register_buffer("running_mean", torch.zeros_like(statistics))
             self.register_buffer("running_var", torch.ones_like(statistics))
             self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
@@ -130,13 +134,29 @@ class SLAF(nn.Module):
         place: dict[str, Any] = {"dim": self.dim, "domain": self.domain, "outside": self.outside}
         if not self.normalize:
             return slaf(x, self.coeffs, self.basis, **place)
-        if not self.training or x.numel() == 0:
-            return slaf(
-                x, self._folded_coeffs().to(torch.promote_types(self.coeffs.dtype, torch.float32)), self.basis, **place
-            )
-        y, mean, var = normalized_slaf(x, self.coeffs, self.basis, eps=self.eps, **place)
-        self._track(mean, var)
+        if not self.training or (x.numel() == 0 and not self.sync):
+            return slaf(x, self._folded_coeffs().to(self._wide), self.basis, **place)
+        y, mean, var = normalized_slaf(x, self.coeffs, self.basis, eps=self.eps, sync=self.sync, **place)
+        if x.numel() or not mean.isnan().all():  # no rank had elements
+            self._track(mean, var)
         return y
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> SLAF:
+        # Half precision would lose the statistics: the variance of x⁵ overflows float16 from |x| = 9 on.
+        kept = {name: buffer for name, buffer in self._buffers.items() if name.startswith("running_")}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            assert before is not None
+            assert after is not None
+            if after.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """The dtype of what is computed from half-precision coefficients."""
+        return torch.promote_types(self.coeffs.dtype, torch.float32)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
@@ -154,7 +174,8 @@ class SLAF(nn.Module):
         """A plain SLAF that equals this module in evaluation mode, with parameters of its own.
 
         Folding [arXiv:1906.09529's authors' test-time form]: a_k = w_k / sqrt(v_k + eps) and
-        a_0 = β − Σ_k w_k μ_k / sqrt(v_k + eps), computed in float64. A plain module gives a copy of itself.
+        a_0 = β − Σ_k w_k μ_k / sqrt(v_k + eps), computed in float64. A plain module gives a copy of itself. The folded
+        coefficients of a normalised module in half precision are float32, for they may be large.
 
         Example:
             >>> import torch, slaf_ext
@@ -173,7 +194,7 @@ class SLAF(nn.Module):
             outside=self.outside,
             init=coeffs,
             device=self.coeffs.device,
-            dtype=self.coeffs.dtype,
+            dtype=self._wide if self.normalize else self.coeffs.dtype,
         )
         return plain.train(self.training)
 
@@ -235,10 +256,10 @@ class SLAF(nn.Module):
         lo, hi = self.domain or self.basis.domain
         left, right = lo - 0.1 * (hi - lo), hi + 0.1 * (hi - lo)
         common = np.array([left, right])
-        if inputs is not None and inputs.numel():
-            values = inputs.detach().reshape(-1)
-            values = values[:: max(1, values.numel() // 1_000_000)].double().cpu()
-            values = values[values.isfinite()]
+        values = torch.empty(0) if inputs is None else inputs.detach().reshape(-1)
+        values = values[:: max(1, values.numel() // 1_000_000)].double().cpu()
+        values = values[values.isfinite()]
+        if values.numel():
             left, right = values.min().item(), values.max().item()
             common = np.quantile(values.numpy(), (0.005, 0.995))
             back = ax.twinx()
@@ -276,7 +297,7 @@ class SLAF(nn.Module):
         if self.outside != "extrapolate":
             parts.append(f"outside={self.outside!r}")
         if self.normalize:
-            parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}")
+            parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}" + ", sync=True" * self.sync)
         return ", ".join(parts)
 
 
@@ -322,7 +343,7 @@ def variance_preserving(
     w = torch.from_numpy(weights / weights.sum())
     mean = w @ phi
     covariance = (phi - mean).T @ (w[:, None] * (phi - mean))
-    shares = torch.randn_like(coeffs).double().cpu()
+    shares = torch.randn(coeffs.shape, dtype=torch.float64)
     shares[..., 1:] /= covariance.diagonal()[1:].sqrt()
     shares[..., 0] = 0
     rows = shares / torch.einsum("...i,ij,...j->...", shares, covariance, shares).sqrt().unsqueeze(-1)
