@@ -125,11 +125,11 @@ def fit(
         p = _minimax(f, degree, interval)
 
     coeffs = series.from_chebyshev(p.coef, basis)
-    p = series.to_numpy(coeffs, basis, interval)  # what the coefficients give, not what they stand for
-    at, error = _extrema(f, p, _grid(interval))
+    found = series.to_numpy(coeffs, basis, interval)  # what the coefficients give, not what they stand for
+    at, error = _extrema(f, found, _grid(interval))
     worst = int(np.argmax(np.abs(error)))
     x, w = _quadrature(interval)
-    rms = float(np.sqrt(w @ (f(x) - p(x)) ** 2 / w.sum()))
+    rms = float(np.sqrt(w @ (f(x) - found(x)) ** 2 / w.sum()))
     return Fit(
         coeffs,
         basis,
@@ -214,7 +214,7 @@ def _grid(interval: tuple[float, float], size: int = 4096) -> np.ndarray:
     return np.union1d(x, 0.0) if lo < 0 < hi else x
 
 
-def _extrema(f: Callable, p: Chebyshev, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _extrema(f: Callable, p: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest |f − p| of every run of one sign: where, and the signed error there."""
     error = f(x) - p(x)
     starts = np.flatnonzero(np.diff(error >= 0)) + 1
