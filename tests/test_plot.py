@@ -43,6 +43,11 @@ def test_histogram_and_choice_of_groups():
     assert f.training
 
 
+@pytest.mark.parametrize("inputs", [torch.full((3,), torch.nan), torch.zeros(0), torch.full((3,), 2.0)])
+def test_inputs_that_make_no_histogram(inputs):
+    assert len(SLAF(2, domain=(-2, 2)).plot(inputs=inputs).lines) >= 1
+
+
 def test_overview_has_a_picture_for_each_activation():
     model = nn.Sequential(nn.Linear(3, 4), SLAF(3, 4, normalize=True), nn.Linear(4, 4), SLAF(2), nn.Dropout())
     model[4].eval()
