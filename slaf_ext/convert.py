@@ -190,7 +190,7 @@ def convert(
     Returns:
         The converted network, in evaluation mode, and a :class:`ConversionReport`. Where the model calls activations
         as functions (torch.relu, F.gelu, x.tanh(), …) and torch.fx can trace it, it is an fx.GraphModule; otherwise a
-        copy of the model's own class, and the report says what could not be converted.
+        copy of the model's own class. The report lists the activations that stay as they are; max pooling stays too.
 
     Raises:
         ValueError: there is no calibration data; a target is not found; the input of an activation is not finite.
