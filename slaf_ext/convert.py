@@ -35,21 +35,29 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Hardtanh,
     nn.Hardsigmoid,
     nn.Hardswish,
+    nn.RReLU,
+    nn.Softshrink,
+    nn.Tanhshrink,
 )
 
 # Functional calls, and the module that stands for each. Its arguments are those of the call after the input.
 FUNCTIONAL: dict[Callable | str, type[nn.Module]] = {
     F.relu: nn.ReLU,
     torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
     "relu": nn.ReLU,
     "relu_": nn.ReLU,
     F.relu6: nn.ReLU6,
     F.leaky_relu: nn.LeakyReLU,
+    F.leaky_relu_: nn.LeakyReLU,
     F.elu: nn.ELU,
+    F.elu_: nn.ELU,
     F.selu: nn.SELU,
     torch.selu: nn.SELU,
+    torch.selu_: nn.SELU,
     F.celu: nn.CELU,
     torch.celu: nn.CELU,
+    torch.celu_: nn.CELU,
     F.gelu: nn.GELU,
     F.silu: nn.SiLU,
     F.mish: nn.Mish,
@@ -58,13 +66,30 @@ FUNCTIONAL: dict[Callable | str, type[nn.Module]] = {
     F.logsigmoid: nn.LogSigmoid,
     F.tanh: nn.Tanh,
     torch.tanh: nn.Tanh,
+    torch.tanh_: nn.Tanh,
     "tanh": nn.Tanh,
+    "tanh_": nn.Tanh,
     F.sigmoid: nn.Sigmoid,
     torch.sigmoid: nn.Sigmoid,
+    torch.sigmoid_: nn.Sigmoid,
+    torch.special.expit: nn.Sigmoid,
     "sigmoid": nn.Sigmoid,
+    "sigmoid_": nn.Sigmoid,
     F.hardtanh: nn.Hardtanh,
+    F.hardtanh_: nn.Hardtanh,
     F.hardsigmoid: nn.Hardsigmoid,
     F.hardswish: nn.Hardswish,
+    F.softshrink: nn.Softshrink,
+    F.tanhshrink: nn.Tanhshrink,
+}
+
+# What is an activation, or serves as one, and is not converted: the report says so.
+OTHERS: set[Callable | str] = {
+    *(F.rrelu, F.rrelu_, F.prelu, torch.prelu, F.threshold, torch.threshold_, F.hardshrink, F.glu),
+    *(F.softmax, F.softmin, F.log_softmax, F.gumbel_softmax, torch.softmax, torch.log_softmax, "softmax"),
+    *("log_softmax", torch.clamp, torch.clamp_, "clamp", "clamp_", "clamp_min", "clamp_max", torch.maximum),
+    *(torch.minimum, torch.max, torch.min, "max", "min", torch.abs, abs, "abs", torch.exp, "exp", torch.log, "log"),
+    *(torch.sqrt, "sqrt", torch.rsqrt, "rsqrt", torch.sin, "sin", torch.cos, "cos", torch.where, torch.sign, "sign"),
 }
 
 
@@ -165,7 +190,7 @@ def convert(
     Returns:
         The converted network, in evaluation mode, and a :class:`ConversionReport`. Where the model calls activations
         as functions (torch.relu, F.gelu, x.tanh(), …) and torch.fx can trace it, it is an fx.GraphModule; otherwise a
-        copy of the model's own class, and the report says what could not be converted.
+        copy of the model's own class. The report lists the activations that stay as they are; max pooling stays too.
 
     Raises:
         ValueError: there is no calibration data; a target is not found; the input of an activation is not finite.
@@ -182,10 +207,12 @@ def convert(
     Source: the abstract of arXiv:1906.09529 states that such networks approximate every network with Lipschitz
     activations; the bound follows from the triangle inequality.
     """
+    if margin < 0:
+        raise ValueError(f"margin is {margin}; it must be from 0 up")
     batches = _Batches(calibration)
     report = ConversionReport()
-    original = copy.deepcopy(model).eval()
-    original, graph = _functions_as_modules(original, report)
+    untouched = copy.deepcopy(model).eval()
+    original, graph = _functions_as_modules(copy.deepcopy(untouched), report)
     names = _targets(original, targets, report)
     order = _order(original, names, batches)
     report.not_converted += [(name, "calibration never reached it") for name in names if name not in order]
@@ -200,6 +227,8 @@ def convert(
         widening = margin * (hi - lo) if hi > lo else 1e-3 * max(abs(lo), 1.0)
         domain = (lo - widening, hi + widening)
         function = copy.deepcopy(module).double().cpu()
+        if not isinstance(module, ACTIVATIONS):
+            _check_elementwise(name, function)
         found = fit(function, degree, basis, domain=domain, method=method)
         slaf = SLAF(
             degree,
@@ -213,7 +242,7 @@ def convert(
         _replace(converted, module, original, slaf)
         report.layers.append(LayerReport(name, type(module).__name__, domain, found.max_error))
     report.parameters_added = sum(p.numel() for p in converted.parameters()) - parameters
-    inside = _measure(original, converted, report, batches)
+    inside = _measure(untouched, original, converted, report, batches)
     if graph is not None:
         _bounds(original, graph, report, inside)
     return converted, report
@@ -232,9 +261,13 @@ class _Batches:
         with torch.no_grad():
             for batch in self.data:
                 x = batch[0] if isinstance(batch, (tuple, list)) else batch
+                if not isinstance(x, Tensor):
+                    raise ValueError(
+                        f"a calibration batch is a {type(x).__name__}; give tensors, or tuples that start with one"
+                    )
                 if x.numel():
                     seen = True
-                    yield [model(x) for model in models]
+                    yield [model(x.clone()) for model in models]  # for one that works in place
         if not seen:
             raise ValueError("the calibration data holds no inputs; give a tensor, or an iterable of batches")
 
@@ -254,8 +287,13 @@ def _functions_as_modules(model: nn.Module, report: ConversionReport) -> tuple[n
         return model, None
     found = False
     for node in list(traced.graph.nodes):
+        if node.op == "call_module":
+            module = model.get_submodule(node.target)
+            found |= getattr(module, "inplace", False) and _value_after(node, node.args[0], node)
         kind = FUNCTIONAL.get(node.target) if node.op in ("call_function", "call_method") else None
         if kind is None:
+            if node.op in ("call_function", "call_method") and node.target in OTHERS:
+                report.not_converted.append((node.name, "not known as a function of one number"))
             continue
         kwargs = {k: v for k, v in node.kwargs.items() if k not in ("input", "inplace")}
         source = node.args[0] if node.args else node.kwargs["input"]
@@ -270,7 +308,10 @@ def _functions_as_modules(model: nn.Module, report: ConversionReport) -> tuple[n
             name += "_call"
         traced.add_submodule(name, module.eval())
         with traced.graph.inserting_before(node):
-            node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
+            call = traced.graph.call_module(name, (source,))
+        if node.kwargs.get("inplace") or str(getattr(node.target, "__name__", node.target)).endswith("_"):
+            _value_after(node, source, call)
+        node.replace_all_uses_with(call)
         traced.graph.erase_node(node)
         found = True
     if not found:
@@ -280,13 +321,40 @@ def _functions_as_modules(model: nn.Module, report: ConversionReport) -> tuple[n
     return traced, traced.graph
 
 
+def _value_after(node: fx.Node, source: fx.Node, result: fx.Node) -> bool:
+    """Lets what reads `source` after `node`, which works in place, read its result. Whether anything did."""
+    order = {each: i for i, each in enumerate(node.graph.nodes)}
+    late = [user for user in source.users if order[user] > order[node]]
+    for user in late:
+        user.replace_input_with(source, result)
+    return bool(late)
+
+
+def _check_elementwise(name: str, function: Callable) -> None:
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            y = function(x.clone())
+            apart = torch.stack([function(part) for part in x.view(4, 3).clone()]).flatten()
+        fits = y.shape == x.shape and torch.allclose(y, apart, equal_nan=True)
+    except Exception:  # whatever the module's own code does with it
+        fits = False
+    if not fits:
+        raise ValueError(f"target {name!r} does not work element by element; a SLAF can only replace what does")
+
+
 def _targets(model: nn.Module, targets: Iterable[str | type[nn.Module]] | None, report: ConversionReport) -> list[str]:
     modules = dict(model.named_modules())
     if targets is None:
         names = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
+        report.not_converted += [
+            (name, f"{type(module).__name__} is not known as a function of one number")
+            for name, module in modules.items()
+            if type(module).__module__ == nn.ReLU.__module__ and name not in names
+        ]
     else:
         names = []
-        for target in targets:
+        for target in [targets] if isinstance(targets, (str, type)) else targets:
             if isinstance(target, str):
                 matching = [target] if target in modules else []
             else:
@@ -348,6 +416,7 @@ def _lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
     """The largest slope between neighbours on a grid, with a little more for what lies between."""
     function = copy.deepcopy(module).double().cpu()
     x = torch.linspace(*interval, 20_001, dtype=torch.float64)
+    x = torch.cat([x, torch.linspace(-20, 20, 20_001, dtype=x.dtype).clamp(*interval)]).unique()  # where they bend
     with torch.no_grad():
         y = function(x.clone())  # it may work in place
     steps = x.diff()
@@ -355,8 +424,13 @@ def _lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
     return float(slopes.max()) * (1 + 1e-6) if slopes.numel() else 0.0
 
 
-def _measure(original: nn.Module, converted: nn.Module, report: ConversionReport, batches: _Batches) -> set[str]:
-    """Fills in what calibration shows. Returns the names whose converted input stays in its domain."""
+def _measure(
+    untouched: nn.Module, original: nn.Module, converted: nn.Module, report: ConversionReport, batches: _Batches
+) -> set[str]:
+    """Fills in what calibration shows. Returns the names whose converted input stays in its domain.
+
+    `original` is the untouched model with modules for its functional calls, which have names to compare.
+    """
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in report.layers}
 
     def see(name):
@@ -368,7 +442,7 @@ def _measure(original: nn.Module, converted: nn.Module, report: ConversionReport
     report.output_error = report.output_scale = 0.0
     for layer in report.layers:
         layer.range, layer.error = (math.inf, -math.inf), 0.0
-    for ours, theirs in batches.run(original, converted):
+    for ours, _, theirs in batches.run(untouched, original, converted):
         if not isinstance(ours, Tensor):
             raise ValueError(f"the model returns a {type(ours).__name__}; convert needs one that returns a tensor")
         report.output_error = max(report.output_error, float((ours - theirs).abs().max()))
@@ -411,9 +485,9 @@ def _bounds(model: nn.Module, graph: fx.Graph, report: ConversionReport, inside:
             elif layer.name in inside:
                 bound = layer.lipschitz * max(known) + layer.fit_error
                 layer.bound = max(bound, layer.bound or 0.0)
-        elif node.target in ADDING and len(node.all_input_nodes) == len(node.args):
-            bound = sum(known)
-        elif node.target in KEEPING or node.op == "output":
+        elif node.target in ADDING and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs:  # no alpha
+            bound = sum(bounds[a] or 0.0 for a in node.args)
+        elif _keeps(node) or node.op == "output":
             bound = max(known, default=0.0)
         bounds[node] = bound
         if node.op == "output":
@@ -434,7 +508,6 @@ KEEPING = {
     F.max_pool2d,
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
-    F.dropout,
     operator.getitem,
     *("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "mean"),
 }
@@ -448,6 +521,13 @@ NORM_ONE = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
 )
+
+
+def _keeps(node: fx.Node) -> bool:
+    """Whether a call lets no difference grow."""
+    if node.target is F.dropout:  # only where it does nothing
+        return (node.args[2:] or (node.kwargs.get("training", True),))[0] is False
+    return node.target in KEEPING and "divisor_override" not in node.kwargs and len(node.args) < 7
 
 
 def _number(value: float | None) -> str:
@@ -465,5 +545,7 @@ def _norm(module: nn.Module) -> float | None:
     if isinstance(module, ACTIVATIONS):
         if isinstance(module, nn.PReLU):
             return max(1.0, float(module.weight.detach().abs().max()))
-        return _lipschitz(module, (-50.0, 50.0))  # beyond, none of them bends
-    return 1.0 if isinstance(module, NORM_ONE) else None
+        steepest_far_out = 1.0 if isinstance(module, (nn.Softplus, nn.Hardtanh)) else 0.0
+        return max(_lipschitz(module, (-50.0, 50.0)), steepest_far_out)
+    own_divisor = getattr(module, "divisor_override", None) is not None
+    return 1.0 if isinstance(module, NORM_ONE) and not own_divisor else None

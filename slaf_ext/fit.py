@@ -51,7 +51,8 @@ class Fit:
     Attributes:
         coeffs: the a_k, float64, low order first, for ``slaf(x, coeffs, basis, domain=domain)``.
         basis, domain: those of the fit; `domain` is None where none was given.
-        max_error: max |fn − p| over the domain, found on a dense grid and refined.
+        max_error: max |fn − p| over the domain, found on a dense grid and refined; of p as float64 evaluates it in the
+            basis, so a basis that is ill-conditioned on the domain shows.
         max_error_at: the x where it lies.
         rms_error: the root of the mean square of fn − p over the domain, by quadrature.
     """
@@ -80,7 +81,7 @@ def fit(
 
     Args:
         fn: the name of an activation ("relu", "gelu", "tanh", …; a wrong one gets the list), or a function of a
-            float64 numpy array or of a float64 tensor, element by element.
+            float64 numpy array or of a float64 tensor, element by element; or of a number, which is slower.
         degree: an integer from 0 up.
         basis: the φ_k. The polynomial is the same in every basis, its coefficients are not.
         domain: the interval of the fit, mapped onto the basis's window as :func:`slaf_ext.slaf` does. None: the window
@@ -123,11 +124,12 @@ def fit(
     else:
         p = _minimax(f, degree, interval)
 
-    at, error = _extrema(f, p, _grid(interval))
+    coeffs = series.from_chebyshev(p.coef, basis)
+    found = series.to_numpy(coeffs, basis, interval)  # what the coefficients give, not what they stand for
+    at, error = _extrema(f, found, _grid(interval))
     worst = int(np.argmax(np.abs(error)))
     x, w = _quadrature(interval)
-    rms = float(np.sqrt(w @ (f(x) - p(x)) ** 2 / w.sum()))
-    coeffs = series.from_chebyshev(p.coef, basis)
+    rms = float(np.sqrt(w @ (f(x) - found(x)) ** 2 / w.sum()))
     return Fit(
         coeffs,
         basis,
@@ -151,11 +153,7 @@ def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[n
     call: Callable = function(fn)
 
     def f(x: np.ndarray) -> np.ndarray:
-        try:
-            y = np.asarray(call(x.copy()))  # fn may work in place
-        except (TypeError, AttributeError):  # torch's functions and tensors' methods refuse an array
-            with torch.no_grad():
-                y = call(torch.from_numpy(x.copy())).numpy()
+        y = _call(call, x)
         if y.shape != x.shape:
             raise ValueError(f"fn turns shape {x.shape} into {y.shape}; it must work element by element")
         if not np.isfinite(y).all():
@@ -164,6 +162,23 @@ def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[n
         return y
 
     return f
+
+
+def _call(call: Callable, x: np.ndarray) -> np.ndarray:
+    """call(x), for a function of arrays, of tensors or of numbers, and one that may work in place."""
+    refusals = (TypeError, AttributeError, ValueError, RuntimeError)
+    try:
+        return np.asarray(call(x.copy()))
+    except refusals:  # torch's functions and tensors' methods refuse an array
+        pass
+    try:
+        with torch.no_grad():
+            return call(torch.from_numpy(x.copy())).numpy()
+    except refusals as error:
+        try:
+            return np.array([float(call(number)) for number in x.ravel().tolist()]).reshape(x.shape)
+        except refusals:
+            raise error from None
 
 
 def _quadrature(interval: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +214,7 @@ def _grid(interval: tuple[float, float], size: int = 4096) -> np.ndarray:
     return np.union1d(x, 0.0) if lo < 0 < hi else x
 
 
-def _extrema(f: Callable, p: Chebyshev, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _extrema(f: Callable, p: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest |f − p| of every run of one sign: where, and the signed error there."""
     error = f(x) - p(x)
     starts = np.flatnonzero(np.diff(error >= 0)) + 1

@@ -75,6 +75,7 @@ def normalized_slaf(
     domain: tuple[float, float] | None = None,
     outside: str = "extrapolate",
     eps: float = 1e-5,
+    sync: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised form, f(x) = β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), k = 1 … K − 1.
 
@@ -86,6 +87,8 @@ def normalized_slaf(
         coeffs: (β, w_1, w_2, …), of shape (K,) or (G, K).
         basis, dim, domain, outside: as for :func:`slaf`.
         eps: what is added to the variance.
+        sync: the statistics are those of all ranks of torch.distributed's default group, and gradients flow to all of
+            them, as in nn.SyncBatchNorm. Plain PyTorch. A rank may have no elements then, and every rank must call.
 
     Returns:
         f(x), with x's shape and dtype, differentiable to any order through μ and v too; and μ and v themselves, in
@@ -107,6 +110,9 @@ def normalized_slaf(
     """
     reference.check_floating(x)
     spec = reference.spec(coeffs, basis, dim, domain, outside)
+    if sync:
+        y, mean, var = reference.normalized(x, coeffs, *spec, eps=eps, sync=True)
+        return y, mean.detach(), var.detach()
     if x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, no elements, and so no mean; the normalised form needs some")
     y, mean, var = ops.normalized(x, coeffs, *spec, eps=eps)

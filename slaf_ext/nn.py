@@ -44,6 +44,8 @@ class SLAF(nn.Module):
             "identity" means β = 0, w_1 = 1, the others 0: x normalised.
         momentum: running = (1 − momentum) · running + momentum · batch; None for the average of all batches.
         eps: what is added to the variance.
+        sync: with `normalize`, take the statistics over all ranks of torch.distributed's default group in training, as
+            nn.SyncBatchNorm does. Every rank must run the module then; a batch may be empty on some. Plain PyTorch.
         device, dtype: of the coefficients; float32 ones serve half-precision input too.
 
     Shape:
@@ -85,6 +87,7 @@ class SLAF(nn.Module):
         normalize: bool = False,
         momentum: float | None = 0.01,
         eps: float = 1e-5,
+        sync: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -99,7 +102,7 @@ class SLAF(nn.Module):
         self.dim = dim
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
         self.outside = outside
-        self.init = init
+        self.init = init.detach().clone() if isinstance(init, Tensor) else init
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum!r}; it must be a number from 0 to 1, or None")
         if not eps > 0:
@@ -107,10 +110,11 @@ class SLAF(nn.Module):
         self.normalize = normalize
         self.momentum = momentum
         self.eps = eps
+        self.sync = sync
         shape = (self.degree + 1,) if num_groups == 1 else (num_groups, self.degree + 1)
         self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if normalize:
-            statistics = self.coeffs.detach()[..., 1:].to(torch.promote_types(self.coeffs.dtype, torch.float32))
+            statistics = self.coeffs.detach()[..., 1:].to(self._wide)
             self.register_buffer("running_mean", torch.zeros_like(statistics))
             self.register_buffer("running_var", torch.ones_like(statistics))
             self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
@@ -130,13 +134,29 @@ class SLAF(nn.Module):
         place: dict[str, Any] = {"dim": self.dim, "domain": self.domain, "outside": self.outside}
         if not self.normalize:
             return slaf(x, self.coeffs, self.basis, **place)
-        if not self.training or x.numel() == 0:
-            return slaf(
-                x, self._folded_coeffs().to(torch.promote_types(self.coeffs.dtype, torch.float32)), self.basis, **place
-            )
-        y, mean, var = normalized_slaf(x, self.coeffs, self.basis, eps=self.eps, **place)
-        self._track(mean, var)
+        if not self.training or (x.numel() == 0 and not self.sync):
+            return slaf(x, self._folded_coeffs().to(self._wide), self.basis, **place)
+        y, mean, var = normalized_slaf(x, self.coeffs, self.basis, eps=self.eps, sync=self.sync, **place)
+        if x.numel() or not mean.isnan().all():  # no rank had elements
+            self._track(mean, var)
         return y
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> SLAF:
+        # Half precision would lose the statistics: the variance of x⁵ overflows float16 from |x| = 9 on.
+        kept = {name: buffer for name, buffer in self._buffers.items() if name.startswith("running_")}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            assert before is not None
+            assert after is not None
+            if after.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """The dtype of what is computed from half-precision coefficients."""
+        return torch.promote_types(self.coeffs.dtype, torch.float32)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
@@ -154,7 +174,8 @@ class SLAF(nn.Module):
         """A plain SLAF that equals this module in evaluation mode, with parameters of its own.
 
         Folding [arXiv:1906.09529's authors' test-time form]: a_k = w_k / sqrt(v_k + eps) and
-        a_0 = β − Σ_k w_k μ_k / sqrt(v_k + eps), computed in float64. A plain module gives a copy of itself.
+        a_0 = β − Σ_k w_k μ_k / sqrt(v_k + eps), computed in float64. A plain module gives a copy of itself. The folded
+        coefficients of a normalised module in half precision are float32, for they may be large.
 
         Example:
             >>> import torch, slaf_ext
@@ -173,7 +194,7 @@ class SLAF(nn.Module):
             outside=self.outside,
             init=coeffs,
             device=self.coeffs.device,
-            dtype=self.coeffs.dtype,
+            dtype=self._wide if self.normalize else self.coeffs.dtype,
         )
         return plain.train(self.training)
 
@@ -207,13 +228,13 @@ class SLAF(nn.Module):
     def plot(self, ax: Axes | None = None, *, inputs: Tensor | None = None, max_groups: int = 16) -> Axes:
         """Draws the learned curve of every group, over a histogram of inputs where some are given.
 
-        A normalised module is drawn as it is in evaluation mode. With inputs, the picture spans them; without, the
-        domain and a tenth of it on either side. Dotted lines mark the domain.
+        A normalised module is drawn as it is in evaluation mode. With inputs, a curve spans those of its group;
+        without, the domain and a tenth of it on either side. Dotted lines mark the domain.
 
         Args:
             ax: the matplotlib axes to draw on; None for new ones.
-            inputs: any tensor of inputs that were seen; of these, at most a million serve. The height is that of the
-                curves over the middle 99 % of them.
+            inputs: inputs that were seen; of these, about a million serve. They need not have the module's groups along
+                `dim`; every curve spans all of them then. The height is that of the curves over the middle 99 %.
             max_groups: of more groups than that, this many are drawn, evenly chosen.
 
         Returns:
@@ -233,30 +254,32 @@ class SLAF(nn.Module):
         if ax is None:
             ax = pyplot.figure(layout="constrained").subplots()
         lo, hi = self.domain or self.basis.domain
-        left, right = lo - 0.1 * (hi - lo), hi + 0.1 * (hi - lo)
-        common = np.array([left, right])
-        if inputs is not None and inputs.numel():
-            values = inputs.detach().reshape(-1)
-            values = values[:: max(1, values.numel() // 1_000_000)].double().cpu()
-            values = values[values.isfinite()]
-            left, right = values.min().item(), values.max().item()
-            common = np.quantile(values.numpy(), (0.005, 0.995))
+        chosen = np.unique(np.linspace(0, self.num_groups - 1, min(max_groups, self.num_groups)).astype(int))
+        seen = [torch.empty(0)] if inputs is None else inputs_by_group(inputs, self.num_groups, self.dim)
+        values = torch.cat(seen)
+        if values.numel():
             back = ax.twinx()
             back.hist(values.numpy(), bins=80, color="0.85")
             back.set_yticks([])
             ax.set_zorder(back.get_zorder() + 1)
             ax.patch.set_visible(False)
-        chosen = np.unique(np.linspace(0, self.num_groups - 1, min(max_groups, self.num_groups)).astype(int))
-        rows = self.fold().coeffs.double().cpu().reshape(self.num_groups, -1)[chosen]
-        x = torch.linspace(left, right, 400, dtype=torch.float64)
-        y = slaf(x.expand(len(chosen), -1), rows, self.basis, dim=0, domain=self.domain, outside=self.outside)
+        rows = self.fold().coeffs.double().cpu().reshape(self.num_groups, -1)
         colors = pyplot.get_cmap("viridis")(np.linspace(0, 0.9, len(chosen)))
-        for curve, color, group in zip(y.numpy(), colors, chosen, strict=True):
-            ax.plot(x.numpy(), curve, color=color, linewidth=1.2, label=f"group {group}")
-        # Rare inputs, for which a polynomial soars, must not flatten the curve where the others are.
-        usual = y.numpy()[:, (x.numpy() >= common[0]) & (x.numpy() <= common[1])]
-        if np.ptp(usual) > 0:
-            ax.set_ylim(usual.min() - 0.1 * np.ptp(usual), usual.max() + 0.1 * np.ptp(usual))
+        usual = []
+        for color, group in zip(colors, chosen, strict=True):
+            own = seen[group] if len(seen) > 1 else seen[0]
+            margin = 0.1 * (hi - lo)
+            ends = own.aminmax() if own.numel() else (lo - margin, hi + margin)
+            x = torch.linspace(float(ends[0]), float(ends[1]), 400, dtype=torch.float64)
+            y = slaf(x, rows[group], self.basis, domain=self.domain, outside=self.outside).numpy()
+            ax.plot(x.numpy(), y, color=color, linewidth=1.2, label=f"group {group}")
+            # Rare inputs, for which a polynomial soars, must not flatten the curve where the others are.
+            middle = np.quantile(own.numpy(), (0.005, 0.995)) if own.numel() else (-np.inf, np.inf)
+            usual.append(y[(x.numpy() >= middle[0]) & (x.numpy() <= middle[1])])
+        heights = np.concatenate(usual)
+        if heights.size and np.ptp(heights) > 0:
+            ax.set_ylim(heights.min() - 0.1 * np.ptp(heights), heights.max() + 0.1 * np.ptp(heights))
+        left, right = ax.get_xlim()
         for edge in (lo, hi):
             if left < edge < right:
                 ax.axvline(edge, color="0.5", linestyle=":", linewidth=0.8)
@@ -276,8 +299,17 @@ class SLAF(nn.Module):
         if self.outside != "extrapolate":
             parts.append(f"outside={self.outside!r}")
         if self.normalize:
-            parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}")
+            parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}" + ", sync=True" * self.sync)
         return ", ".join(parts)
+
+
+def inputs_by_group(inputs: Tensor, groups: int, dim: int) -> list[Tensor]:
+    """The finite ones of a sample of the inputs of every group; all in one where they do not have the groups."""
+    rows = inputs.detach().reshape(1, -1)
+    if inputs.numel() and -inputs.dim() <= dim < inputs.dim() and inputs.shape[dim] % groups == 0:
+        rows = inputs.detach().movedim(dim, 0).reshape(groups, -1)
+    rows = rows[:, :: max(1, rows.numel() // 1_000_000)].double().cpu()
+    return [row[row.isfinite()] for row in rows]
 
 
 def initial_coeffs(
@@ -322,7 +354,7 @@ def variance_preserving(
     w = torch.from_numpy(weights / weights.sum())
     mean = w @ phi
     covariance = (phi - mean).T @ (w[:, None] * (phi - mean))
-    shares = torch.randn_like(coeffs).double().cpu()
+    shares = torch.randn(coeffs.shape, dtype=torch.float64)
     shares[..., 1:] /= covariance.diagonal()[1:].sqrt()
     shares[..., 0] = 0
     rows = shares / torch.einsum("...i,ij,...j->...", shares, covariance, shares).sqrt().unsqueeze(-1)

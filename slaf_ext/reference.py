@@ -124,39 +124,93 @@ def coeffs_gradient(
 
 
 def normalized(
-    x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window, eps: float
+    x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window, eps: float, sync: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), and its μ and v, with β, w_1, w_2, … the columns of coeffs.
 
-    μ_k and v_k are the mean and the biased variance of φ_k(x) over the elements of a group. Gradients flow through
-    them. All is computed in float64, so that a mean far from zero costs no digits; μ and v are returned in it.
+    μ_k and v_k are the mean and the biased variance of φ_k(x) over the elements of a group, with `sync` those of all
+    ranks. Gradients flow through them. All is computed in float64, so that a mean far from zero costs no digits; μ and
+    v are returned in it.
     """
     check_floating(x)
     check_dtypes(x, coeffs)
-    _along(coeffs, x, dim)  # for its checks
+    rows = _along(coeffs.double(), x, dim)
     groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
-    t, rows = x.double(), coeffs.double()
-    by_group = t.movedim(dim, 0).reshape(groups, -1) if coeffs.dim() == 2 else t.reshape(1, -1)
+    members = x.numel() // groups
+
+    def average(values: Tensor) -> Tensor:
+        by_group = values.movedim(dim, 0) if coeffs.dim() == 2 else values
+        return by_group.reshape(groups, members).sum(1) / max(members, 1)
+
+    def spread(statistic: Tensor) -> Tensor:
+        return _along(statistic.reshape(*coeffs.shape[:-1], -1), x, dim)
+
+    t = x.double()
     ones = torch.eye(coeffs.shape[-1], dtype=t.dtype, device=t.device)
-    y = rows[..., :1].reshape(groups, 1).expand_as(by_group)
-    means, variances = [], []
-    for k in range(1, coeffs.shape[-1]):
-        phi = expand(by_group, ones[k], recurrence, 0, *window)
-        mean = phi.mean(1, keepdim=True)
-        variance = (phi - mean).square().mean(1, keepdim=True)
-        y = y + rows[..., k].reshape(groups, 1) * (phi - mean) / (variance + eps).sqrt()
-        means.append(mean[:, 0])
-        variances.append(variance[:, 0])
+    phi = [expand(t, one, recurrence, dim, *window) for one in ones[1:]]
+    mean = variance = t.new_zeros(groups, 0)
+    if phi:
+        mean = torch.stack([average(p) for p in phi], -1)
+        around = spread(mean)
+        variance = torch.stack([average((p - around[..., k]).square()) for k, p in enumerate(phi)], -1)
+    if sync:
+        mean, variance = _merged(mean, variance, members)
+    around, deviation = spread(mean), (spread(variance) + eps).sqrt()
+    y = torch.zeros_like(t) + rows[..., 0]
+    for k, p in enumerate(phi):
+        y = y + rows[..., k + 1] * (p - around[..., k]) / deviation[..., k]
     shape = (*coeffs.shape[:-1], coeffs.shape[-1] - 1)
-    mean = torch.stack(means, -1).reshape(shape) if means else t.new_zeros(shape)
-    variance = torch.stack(variances, -1).reshape(shape) if variances else t.new_zeros(shape)
-    y = y.reshape(t.movedim(dim, 0).shape).movedim(0, dim) if coeffs.dim() == 2 else y.reshape(t.shape)
-    return y.to(x.dtype), mean, variance
+    return y.to(x.dtype), mean.reshape(shape), variance.reshape(shape)
+
+
+@torch.library.custom_op("slaf_ext::sum_over_ranks", mutates_args=())
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    # An operator, because torch.compile's inductor (2.13) gets wrong sums from a collective that it fuses with others.
+    total = values.clone(memory_format=torch.contiguous_format)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
+@_sum_over_ranks.register_fake
+def _(values):
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Its gradient is the sum of all ranks' gradients, for the loss of each depends on it."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return _sum_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return _SumOverRanks.apply(grad_output)
+
+
+def _merged(mean: Tensor, variance: Tensor, members: int) -> tuple[Tensor, Tensor]:
+    """The statistics of all ranks' elements from those of each, by Chan's rule, which does not cancel.
+
+    A rank without elements takes part, or the others would wait for it. NaN where no rank has any.
+    """
+    share = torch.full_like(mean[:, :1], members)
+    totals = _SumOverRanks.apply(torch.cat([share, share * mean], -1))
+    assert isinstance(totals, Tensor)
+    number, mean_of_all = totals[:, :1], totals[:, 1:] / totals[:, :1]
+    squares = _SumOverRanks.apply(share * (variance + (mean - mean_of_all).square()))
+    return mean_of_all, squares / number
 
 
 def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """The a_k of the plain form that equals the normalised one with these statistics, in float64."""
+    """The a_k of the plain form that equals the normalised one with these statistics, in float64.
+
+    A φ_k that is constant as far as coeffs' precision tells gets no weight: it stands at its mean, and what is left of
+    it would be rounding, as large as μ_k / sqrt(eps) allows.
+    """
     weights = coeffs[..., 1:].double() / (variance.double() + eps).sqrt()
+    rounding = torch.finfo(torch.promote_types(coeffs.dtype, torch.float32)).eps * mean.double().abs()
+    weights = torch.where(variance.double() <= rounding.square(), 0.0, weights)
     constant = coeffs[..., :1].double() - (weights * mean.double()).sum(-1, keepdim=True)
     return torch.cat([constant, weights], dim=-1)
 

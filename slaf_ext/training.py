@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from . import bases
 from .convert import ACTIVATIONS
 from .nn import SLAF
 
@@ -82,7 +83,7 @@ def freeze_weights(model: nn.Module, frozen: bool = True) -> None:
 
     Phase one trains with an ordinary activation; :func:`slaf_ext.convert` swaps the SLAFs in; phase two trains them
     for a short while. Make the optimiser afterwards, or clear the gradients: an optimiser moves what has one left.
-    Call ``model.eval()`` too where running statistics of BatchNorm must stay.
+    Call ``model.eval()`` too where running statistics of BatchNorm must stay. Thawing thaws all, whoever froze it.
 
     Example:
         >>> import torch, slaf_ext
@@ -94,9 +95,7 @@ def freeze_weights(model: nn.Module, frozen: bool = True) -> None:
     Source: B. Pulido-Gaytan, A. Tchernykh, *Self-learning activation functions to increase accuracy of
     privacy-preserving convolutional neural networks with homomorphic encryption*, PLOS ONE 19(7), 2024.
     """
-    for p in weights(model):
-        p.requires_grad_(not frozen)
-        p.grad = None
+    _freeze(weights(model), frozen)
 
 
 def freeze_coefficients(model: nn.Module, frozen: bool = True) -> None:
@@ -109,9 +108,14 @@ def freeze_coefficients(model: nn.Module, frozen: bool = True) -> None:
         >>> [name for name, p in net.named_parameters() if p.requires_grad]
         ['0.weight', '0.bias']
     """
-    for p in coefficients(model):
+    _freeze(coefficients(model), frozen)
+
+
+def _freeze(parameters: list[nn.Parameter], frozen: bool) -> None:
+    for p in parameters:
         p.requires_grad_(not frozen)
-        p.grad = None
+        if frozen:
+            p.grad = None
 
 
 def alternate(model: nn.Module, step: int, period: int) -> bool:
@@ -133,9 +137,8 @@ def alternate(model: nn.Module, step: int, period: int) -> bool:
     if period < 1:
         raise ValueError(f"period is {period}; it must be at least 1")
     train_coefficients = step // period % 2 == 1
-    if step % period == 0:
-        freeze_weights(model, train_coefficients)
-        freeze_coefficients(model, not train_coefficients)
+    freeze_weights(model, train_coefficients)
+    freeze_coefficients(model, not train_coefficients)
     return train_coefficients
 
 
@@ -175,6 +178,8 @@ def coefficient_penalty(
     for module in slafs(model):
         n = module.degree
         shares = [strength * (degree_weight(k, n) if degree_weight else 1.0) for k in range(n + 1)]
+        if min(shares) < 0:
+            raise ValueError(f"degree_weight makes a share of the penalty {min(shares):.3g}; all must be from 0 up")
         if norm == 2 and max(shares) > 0.5:
             raise ValueError(f"an L2 step of strength {max(shares):.3g} overshoots zero; it must be at most 0.5")
         for p in [p for p in module.parameters() if p.requires_grad and p.shape[-1:] == (n + 1,)]:
@@ -189,12 +194,12 @@ class RangeWatch:
         self.strength = strength
         self.interval = interval
         self._terms: list[Tensor] = []
-        self._hooks = [module.register_forward_pre_hook(self._see) for module in modules]
+        self._hooks = [module.register_forward_pre_hook(self._see, with_kwargs=True) for module in modules]
 
-    def _see(self, module: SLAF, args: tuple[Tensor, ...]) -> None:
+    def _see(self, module: SLAF, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         lo, hi = self.interval or module.domain or module.basis.domain
-        x = args[0]
-        if x.numel():
+        x = args[0] if args else kwargs["x"]
+        if x.numel() and torch.is_grad_enabled():
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             self._terms.append((wide - wide.clamp(lo, hi)).square().mean())
 
@@ -215,8 +220,8 @@ def range_penalty(
     """A penalty on inputs of SLAFs that leave their interval, to add to the loss.
 
     The term of a module is the mean over the elements of x of (distance of x from the interval)². The object that comes
-    back watches every forward pass; its ``penalty()`` is `strength` times the sum of the terms since it was last asked,
-    and ``remove()`` ends the watch. Make it once, before the loop.
+    back watches every forward pass but those without gradients, such as a validation's; its ``penalty()`` is `strength`
+    times the sum of the terms since it was last asked, and ``remove()`` ends the watch. Make it once, before the loop.
 
     Args:
         model: any module with SLAFs.
@@ -234,7 +239,7 @@ def range_penalty(
     Source: losses on the range are common where networks must stay polynomial, as for homomorphic encryption; the
     squared hinge is this project's choice.
     """
-    return RangeWatch(slafs(model), strength, interval)
+    return RangeWatch(slafs(model), strength, interval and bases.check_interval(interval, "interval"))
 
 
 class _Gate(nn.Module):
@@ -333,7 +338,7 @@ class MaxScale(nn.Module):
             if x.dim() < 2 or x.shape[1] != self.num_channels:
                 raise ValueError(f"x has shape {tuple(x.shape)}; its dim 1 must hold {self.num_channels} channels")
             channels = self.running_max
-            if self.training:
+            if self.training and x.numel():
                 channels = x.detach().abs().movedim(1, 0).flatten(1).amax(1)
                 self.running_max.lerp_(channels.to(self.running_max), 1 - self.decay)
             largest = channels.view(-1, *[1] * (x.dim() - 2))
@@ -354,7 +359,8 @@ def replace_activations(
     Args:
         model: any module. Its activations are counted from 0 in the order of ``model.named_modules()``; one that is
             used under several names counts once.
-        degree, options: for the SLAFs, see :class:`slaf_ext.SLAF`.
+        degree, options: for the SLAFs, see :class:`slaf_ext.SLAF`. Their device is that of the model's parameters, and
+            their dtype too where it is no half precision, unless `options` say otherwise.
         every: replace those whose number is a multiple of it: 1 for all.
         index: or replace that one; a negative one counts from the end.
         names: or replace those names.
@@ -389,7 +395,7 @@ def replace_activations(
             raise ValueError(f"index is {index} and the model holds {len(present)} activations: {', '.join(present)}")
         chosen = [present[index]]
     else:
-        chosen = list(names or ())
+        chosen = [names] if isinstance(names, str) else list(names or ())
         unknown = [name for name in chosen if name not in present]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is no activation of the model; those are {', '.join(present)}")
@@ -397,8 +403,11 @@ def replace_activations(
         raise ValueError("there is nothing to replace: the model holds no activation modules, or names is empty")
 
     before = sum(p.numel() for p in model.parameters())
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    options.setdefault("device", like.device)
+    options.setdefault("dtype", torch.promote_types(like.dtype, torch.float32))
     for old in [model.get_submodule(name) for name in chosen]:
-        new = SLAF(degree, **options)
+        new = SLAF(degree, **options).train(old.training)
         places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
         for name in places:
             parent, _, own = name.rpartition(".")

@@ -208,6 +208,7 @@ def test_slafs_that_are_there_already_do_not_stop_the_trace():
     [
         (mlp(nn.Tanh), [], "no inputs"),
         (mlp(nn.Tanh), torch.full((2, 3), torch.nan, dtype=torch.float64), "must be finite"),
+        (mlp(nn.Tanh), [{"x": inputs()}], "a calibration batch is a dict"),
         (nn.LSTM(3, 2, dtype=torch.float64), inputs(), "returns a tuple"),
     ],
 )
@@ -216,10 +217,127 @@ def test_wrong_arguments_get_a_sentence(model, data, message):
         convert(model, data, degree=3)
 
 
+class Calls(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.act = nn.ReLU(inplace=True)
+        self.own_forward = forward
+
+    def forward(self, x):
+        return self.own_forward(self, x)
+
+
+def in_place_calls(self, x):
+    h = self.fc(x)
+    F.relu_(h)
+    return torch.sigmoid_(self.fc(h)).tanh_()
+
+
+def in_place_function_with_an_alias(self, x):
+    h = self.fc(x)
+    return F.elu(h, inplace=True) + h  # h is elu's result by then
+
+
+def in_place_module_with_an_alias(self, x):
+    h = self.fc(x)
+    return self.act(h) + h
+
+
+def input_changed(self, x):
+    return self.fc(F.relu(x, inplace=True))
+
+
+@pytest.mark.parametrize(
+    ("forward", "count"),
+    [
+        (in_place_calls, 3),
+        (in_place_function_with_an_alias, 1),
+        (in_place_module_with_an_alias, 1),
+        (input_changed, 1),
+        (lambda self, x: torch.special.expit(F.softshrink(self.fc(x))), 2),
+    ],
+)
+def test_what_works_in_place_is_converted_and_the_report_is_about_the_model_itself(forward, count):
+    torch.manual_seed(0)
+    model, x = Calls(forward).double(), inputs()
+    before = x.clone()
+    converted, report = convert(model, x, degree=9)
+    assert torch.equal(x, before)
+    assert len(report.layers) == count
+    with torch.no_grad():
+        assert report.output_error == pytest.approx((model(x.clone()) - converted(x.clone())).abs().max().item())
+    assert report.output_error <= report.output_bound * (1 + 1e-9) < 1
+
+
+def test_activations_that_are_not_known_are_listed():
+    def forward(self, x):
+        h = F.hardshrink(self.fc(x)) + self.fc(x).clamp(min=0)
+        return torch.maximum(h, self.fc(x)).softmax(-1)
+
+    model = nn.Sequential(Calls(forward), nn.Threshold(0, 0), nn.Softmax(-1)).double()
+    _, report = convert(model, inputs(), degree=3)
+    assert report.layers == []
+    assert [what for what, _ in report.not_converted] == [
+        *("hardshrink", "clamp", "maximum", "softmax", "1", "2", "0.act")
+    ]
+    assert "1: Threshold is not known as a function of one number" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("forward", "known"),
+    [
+        (lambda self, x: torch.add(self.act(self.fc(x)), x, alpha=2), True),
+        (lambda self, x: torch.add(x, torch.tanh(self.fc(x)), alpha=10), False),
+        (lambda self, x: F.dropout(torch.tanh(self.fc(x)), 0.5, self.training), True),
+        (lambda self, x: F.avg_pool2d(torch.tanh(self.fc(x))[None, None], 3), True),
+        (lambda self, x: F.avg_pool2d(torch.tanh(self.fc(x))[None, None], 3, divisor_override=1), False),
+        (lambda self, x: nn.AvgPool2d(3, divisor_override=1)(torch.tanh(self.fc(x))[None, None]), False),
+    ],
+)
+def test_a_bound_is_given_only_where_it_holds(forward, known):
+    torch.manual_seed(0)
+    _, report = convert(Calls(forward).double(), inputs(), degree=4)
+    assert report.output_bound is None or report.output_error <= report.output_bound * (1 + 1e-9)
+    assert known or report.output_bound is None
+
+
+def test_slopes_far_out_and_on_a_wide_range_count():
+    for activation in (nn.Softplus(beta=0.02), nn.Hardtanh(60.0, 70.0)):
+        model = nn.Sequential(nn.Tanh(), nn.Linear(1, 1, bias=False), activation).double()
+        nn.init.constant_(model[1].weight, 100.0)
+        x = torch.linspace(-3, 3, 999, dtype=torch.float64)[:, None]
+        _, report = convert(model, x, degree=4, targets=["0"])
+        assert report.output_error <= report.output_bound * (1 + 1e-9)
+    _, report = convert(nn.Sequential(nn.Tanh()), torch.linspace(-1e5, 1e5, 4, dtype=torch.float64), degree=1)
+    assert report.layers[0].lipschitz == pytest.approx(1, rel=1e-4)
+
+
+def test_a_single_target_and_targets_that_are_no_functions_of_one_number():
+    model, x = mlp(nn.Tanh), inputs()
+    assert [layer.name for layer in convert(model, x, degree=3, targets="1")[1].layers] == ["1"]
+    assert len(convert(model, x, degree=3, targets=nn.Tanh)[1].layers) == 2
+    model = nn.Sequential(nn.Linear(3, 3), nn.Softmax(-1), Square()).double()
+    for target in ("0", nn.Softmax):
+        with pytest.raises(ValueError, match="does not work element by element"):
+            convert(model, x, degree=3, targets=[target])
+    assert convert(model, x, degree=2, targets=[Square])[1].output_error < 1e-12
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return x * x
+
+
 def test_a_generator_serves_as_calibration():
     x = inputs()
     _, report = convert(mlp(nn.Tanh), (part for part in x.split(100)), degree=3)
     assert report.output_error == pytest.approx(convert(mlp(nn.Tanh), x, degree=3)[1].output_error)
+
+
+def test_a_margin_below_zero_is_refused():
+    with pytest.raises(ValueError, match=r"margin is -0.5"):
+        convert(mlp(nn.Tanh), inputs(), degree=3, margin=-0.5)
 
 
 def test_a_model_that_is_an_activation():

@@ -125,13 +125,33 @@ def test_interpolation_is_numpys():
 
 
 @pytest.mark.parametrize(
-    "fn", [np.sin, torch.sin, lambda x: np.sin(x), lambda x: x.sin(), torch.nn.Sequential(), "sin"], ids=repr
+    "fn", [np.sin, torch.sin, lambda x: np.sin(x), lambda x: x.sin(), torch.nn.Sequential(), math.sin, "sin"], ids=repr
 )
 def test_a_callable_of_arrays_or_tensors(fn):
     found = fit(fn, 15, domain=(-2, 2))
     expected = (lambda x: x) if isinstance(fn, torch.nn.Module) else np.sin
     x = np.linspace(-2, 2, 9)
     np.testing.assert_allclose(found(x), expected(x), atol=1e-10)
+
+
+def test_a_function_of_numbers_with_a_branch():
+    found = fit(lambda x: x if x > 0 else 0.1 * x, 5, domain=(-1, 2), method="minimax")
+    expected = fit(lambda x: np.where(x > 0, x, 0.1 * x), 5, domain=(-1, 2), method="minimax")
+    np.testing.assert_allclose(found.coeffs, expected.coeffs)
+
+
+def test_what_a_function_refuses_is_passed_on():
+    with pytest.raises(RuntimeError, match="Double and Float"):
+        fit(torch.nn.PReLU(), 3, domain=(-1, 1))  # float32 weights
+
+
+@pytest.mark.parametrize("basis", ["hermite_e", "laguerre"])
+def test_a_basis_that_cannot_hold_the_polynomial_shows_in_the_error(basis):
+    found = fit("gelu", 40, basis, domain=(-5, 5))
+    x = torch.linspace(-5, 5, 4001, dtype=torch.float64)
+    y = slaf_ext.slaf(x, torch.from_numpy(found.coeffs), basis, domain=(-5, 5))
+    assert (y - torch.nn.functional.gelu(x)).abs().max() > 1
+    assert found.max_error > 1
 
 
 def test_a_function_that_works_in_place():

@@ -43,6 +43,21 @@ def test_a_tensor_as_start():
     assert torch.equal(module.coeffs, full)
 
 
+def test_a_parameter_as_start_is_copied():
+    other = SLAF(2)
+    for module in (SLAF(2, init=other.coeffs), other.fold()):
+        assert list(module.state_dict()) == ["coeffs"]
+        with torch.no_grad():
+            other.coeffs.add_(1)
+        module.reset_parameters()
+        assert not torch.equal(module.coeffs, other.coeffs)
+
+
+@pytest.mark.parametrize("init", ["identity", "noisy_identity", "variance_preserving", "gelu"])
+def test_every_start_on_the_meta_device(init):
+    assert SLAF(3, 2, init=init, device="meta").coeffs.is_meta
+
+
 def test_habits_of_modules():
     module = SLAF(3, 2, basis=bases.jacobi(0.5, 1), domain=(-2, 2), outside="clamp", init="noisy_identity")
     x = torch.randn(4, 2)

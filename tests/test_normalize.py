@@ -48,7 +48,9 @@ def test_values_and_gradients_are_the_twins(basis, groups, domain):
     for f in (lambda x, a: normalized_slaf(x, a, basis, domain=domain)[0], lambda x, a: twin(x, a, basis, 1, domain)):
         leaves = x.clone().requires_grad_(), coeffs.clone().requires_grad_()
         y = f(*leaves)
-        results.append((y.detach(), *torch.autograd.grad(y, leaves, seed)))
+        first = torch.autograd.grad(y, leaves, seed, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        results.append((y.detach(), *(g.detach() for g in first), *second))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
@@ -223,6 +225,18 @@ def test_one_element_and_a_constant_channel_give_the_bias():
     torch.testing.assert_close(f(x), torch.tensor([[0.5, -1.0]], dtype=torch.float64), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("value", [5.0, -100.0])
+@pytest.mark.parametrize("degree", [3, 7])
+def test_a_constant_channel_far_from_zero_gives_the_bias(value, degree):
+    # The mean of x⁷ is 1e14, the variance 0, and so a folded coefficient 316: their product rounds to 1e9.
+    f = SLAF(degree, 2, basis="monomial", normalize=True, momentum=1.0, init="noisy_identity")
+    x = torch.randn(64, 2)
+    x[:, 0] = value
+    for y in (f(x), f.eval()(x), f.fold()(x)):
+        torch.testing.assert_close(y[:, 0], torch.full((64,), 0.1), atol=1e-3, rtol=0)
+        assert y[:, 1].std() > 0.1
+
+
 def test_an_empty_batch_leaves_the_statistics():
     f = SLAF(2, 3, normalize=True)
     x = torch.zeros(0, 3, requires_grad=True)
@@ -267,6 +281,21 @@ def test_state_dict_and_repr():
     assert torch.equal(f.running_mean, torch.zeros(3, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_the_statistics_stay(dtype):
+    f = SLAF(5, 2, basis="monomial", normalize=True, momentum=1.0)
+    x = 20 * torch.randn(64, 2)
+    f(x)  # the variance of x⁵ is 1e16 now
+    before = f.running_var.clone()
+    assert f.to(dtype) is f
+    assert f.coeffs.dtype == dtype
+    assert torch.equal(f.running_var, before)
+    assert torch.equal(f._buffers["running_var"], before)
+    f.eval()
+    torch.testing.assert_close(f.fold()(x.to(dtype)), f(x.to(dtype)), rtol=0, atol=0)
+    assert f.double().running_var.dtype == torch.float64
+
+
 def test_a_gradient_penalty():
     # A gradient penalty through the normalised form: what physics-informed nets and WGAN-GP do.
     f = SLAF(3, 2, normalize=True, dtype=torch.float64)
@@ -309,6 +338,16 @@ def test_the_kernels_are_the_definition(layout, dtype, domain, outside):
         eps = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 0.01}[torch.float32 if i in (1, 2) else dtype]
         assert (ours.double() - exact).abs().max() <= eps * exact.abs().max(), ["y", "mean", "var", "dx", "da"][i]
     assert results[0][0].stride() == results[0][3].stride() == x.stride()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_definition_keeps_the_layout(layout):
+    shape, groups, dim, channels_last = LAYOUTS[layout]
+    x, coeffs = case(shape, groups, 2)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    y, *_ = normalized_slaf(x, coeffs, dim=dim, outside="linear")
+    assert y.stride() == x.stride()
 
 
 def test_the_kernels_are_what_runs(monkeypatch):

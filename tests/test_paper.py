@@ -31,6 +31,9 @@ def test_files_that_are_wrong_get_a_sentence(tmp_path):
         paper.load_mnist(tmp_path)
     with pytest.raises(ValueError, match="no data_batch"):
         paper.load_cifar10(tmp_path)
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(3074))
+    with pytest.raises(ValueError, match="3074 bytes; rows of CIFAR-10 have 3073"):
+        paper.load_cifar10(tmp_path)
     (tmp_path / "bad").write_bytes(b"PNG!")
     with pytest.raises(ValueError, match="no IDX file"):
         paper.read_idx(tmp_path / "bad")
@@ -79,7 +82,38 @@ def test_a_run_and_its_table(tmp_path):
     assert all(len(row["scores"]) == 2 and np.isfinite(row["scores"]).all() for row in rows)
     text = paper.table(rows)
     assert text.count("±") == 4
-    assert ("SLAF loses to ReLU on sparse." in text) == (np.mean(rows[0]["scores"]) > np.mean(rows[2]["scores"]))
+    assert ("SLAF loses to ReLU on sparse: " in text) == (np.mean(rows[0]["scores"]) > np.mean(rows[2]["scores"]))
+    assert {"measure", "parameters", "seconds"} <= set(rows[0])
+
+
+def rows_with(slaf, relu, task="digits", measure="error %"):
+    return [
+        {"task": task, "network": name, "scores": scores, "parameters": 123456, "seconds": seconds, "measure": measure}
+        for name, scores, seconds in (("slaf", slaf, 0.3), ("hybrid", slaf, 0.25), ("relu", relu, 0.2))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("slaf", "relu", "sentence"),
+    [
+        ([0.03, 0.031], [0.02, 0.021], "SLAF loses to ReLU on digits: 3.05 to 2.05 error %.\n"),
+        ([0.03, 0.01], [0.02, 0.018], "SLAF loses to ReLU on digits: 2 to 1.9 error %, within the noise."),
+        ([0.02, 0.02], [0.02, 0.02], "SLAF equals ReLU on digits"),
+        ([0.01, 0.01], [0.02, 0.02], "SLAF loses to ReLU on no task."),
+        ([float("nan"), 0.01], [0.02, 0.02], "SLAF loses to ReLU on digits: nan to 2"),
+    ],
+)
+def test_the_table_says_where_slaf_loses(slaf, relu, sentence):
+    text = paper.table(rows_with(slaf, relu))
+    assert sentence in text
+    assert "An epoch with SLAF takes 1.5 to 1.5 times as long" in text
+
+
+def test_the_table_fits_80_columns_and_lines_up():
+    long = rows_with([0.0123456, 0.02], [0.01, 0.02], "sparse poly 3", "MSE")
+    lines = paper.table([*long, *rows_with([0.1, 0.2], [0.1, 0.2])]).splitlines()
+    assert len({len(line) for line in lines[:8]}) == 1
+    assert max(map(len, lines)) <= 80, lines[0]
 
 
 def test_the_picture_of_decisions(tmp_path):

@@ -43,6 +43,20 @@ def test_histogram_and_choice_of_groups():
     assert f.training
 
 
+def test_a_curve_spans_the_inputs_of_its_own_group():
+    # Each is tame where its own inputs are, and 10⁴ where the other's are.
+    f = SLAF(4, 2, basis="monomial", init=torch.tensor([[0.0, 1, 0, 0, 0], [0.0, 0, 0, 0, 1]]), dtype=torch.float64)
+    inputs = torch.stack([torch.linspace(-10, 10, 101), torch.linspace(-1, 1, 101)], 1)
+    ax = f.plot(inputs=inputs)
+    assert [line.get_xdata()[[0, -1]].tolist() for line in ax.lines[:2]] == [[-10, 10], [-1, 1]]
+    assert ax.get_ylim()[1] < 15
+
+
+@pytest.mark.parametrize("inputs", [torch.full((3,), torch.nan), torch.zeros(0), torch.full((3,), 2.0)])
+def test_inputs_that_make_no_histogram(inputs):
+    assert len(SLAF(2, domain=(-2, 2)).plot(inputs=inputs).lines) >= 1
+
+
 def test_overview_has_a_picture_for_each_activation():
     model = nn.Sequential(nn.Linear(3, 4), SLAF(3, 4, normalize=True), nn.Linear(4, 4), SLAF(2), nn.Dropout())
     model[4].eval()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slaf_ext import SLAF, bases, to_polynomial
+from slaf_ext import SLAF, MultivariatePolynomial, bases, to_polynomial
 
 
 def network(seed, widths, degrees, basis="chebyshev", domain=None, per_unit=False):
@@ -83,8 +83,12 @@ def test_every_layer_that_is_known():
 
 def test_the_size_is_refused_before_any_work():
     model = network(0, [100, 5, 5, 1], [7, 7])
-    with pytest.raises(ValueError, match=rf"{math.comb(149, 49):,} terms; max_terms is 20,000"):
+    with pytest.raises(ValueError, match=r"up to 10\^39 terms; max_terms is 20,000"):  # comb(149, 49) = 6.7e39
         to_polynomial(model)
+    with pytest.raises(ValueError, match=r"10\^\d+ terms"):  # at once, where to count them would take long
+        to_polynomial(network(0, [100_000, *[2] * 7, 1], [9] * 7))
+    with pytest.raises(ValueError, match=rf"up to {math.comb(30, 10):,} terms"):
+        to_polynomial(network(0, [20, 2, 1], [10]))
     small = network(0, [3, 2, 1], [4])
     assert len(to_polynomial(small, max_terms=math.comb(7, 4)).exponents) == 35
     with pytest.raises(ValueError, match="up to 35 terms; max_terms is 34"):
@@ -111,6 +115,16 @@ def test_what_cannot_be_expanded_gets_a_sentence(layers, message):
         model.eval()
     with pytest.raises(ValueError, match=message):
         to_polynomial(model)
+
+
+def test_of_an_ill_conditioned_network_it_loses_no_more_than_the_terms_cancel():
+    model = network(0, [2, 4, 4, 1], [7, 7])
+    polynomial = to_polynomial(model)
+    sizes = MultivariatePolynomial(polynomial.exponents, np.abs(polynomial.coeffs))
+    x = torch.rand(256, 2, dtype=torch.float64) * 2 - 1
+    terms = sizes(x.abs())
+    assert terms.max() > 1e3 * model(x).abs().max()
+    assert ((polynomial(x) - model(x)).abs() <= 1e-14 * terms).all()
 
 
 def test_sympy_says_the_same():

@@ -92,6 +92,12 @@ def test_alternating_moves_one_kind_at_a_time():
     assert turns == [False, False, True, True] * 2
     for turn, before, after in zip(turns, history[:-1], history[1:], strict=True):
         assert {name for name in before if not torch.equal(before[name], after[name])} == (COEFFS if turn else WEIGHTS)
+    resumed = network()
+    assert training.alternate(resumed, 3, 2)  # in the middle of a turn
+    assert {name for name, p in resumed.named_parameters() if p.requires_grad} == COEFFS
+    resumed[1].coeffs.grad = torch.ones_like(resumed[1].coeffs)
+    training.alternate(resumed, 3, 2)
+    assert resumed[1].coeffs.grad is not None  # gradients may be accumulated over calls
     with pytest.raises(ValueError, match="period is 0"):
         training.alternate(model, 0, 0)
 
@@ -131,6 +137,8 @@ def test_l1_reaches_exact_zeros_and_leaves_frozen_coefficients():
 def test_wrong_penalties_get_a_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         training.coefficient_penalty(network(), arguments[0], norm=arguments[1])
+    with pytest.raises(ValueError, match=r"share of the penalty -0\.2"):
+        training.coefficient_penalty(network(), 0.1, degree_weight=lambda k, n: 1 - k)
     with pytest.raises(ValueError, match="holds no SLAF"):
         training.coefficient_penalty(nn.Linear(2, 2), 0.1)
 
@@ -151,6 +159,17 @@ def test_range_penalty_and_its_gradient():
     fixed = training.range_penalty(model, interval=(-10, 10))
     model(x)
     assert fixed.penalty() == 0
+    with pytest.raises(ValueError, match=r"interval is \(1.0, -1.0\)"):
+        training.range_penalty(model, interval=(1, -1))
+
+
+def test_range_penalty_leaves_validation_out():
+    model = SLAF(2)
+    seen = training.range_penalty(model)
+    with torch.no_grad():
+        model(torch.tensor([5.0]))
+    model(x=torch.tensor([2.0]))
+    assert seen.penalty() == 1
 
 
 def test_range_penalty_pulls_the_inputs_in():
@@ -209,6 +228,8 @@ def test_max_scaling_by_channel_keeps_a_running_average():
     torch.testing.assert_close(scale.running_max, running)
     scale.eval()
     torch.testing.assert_close(scale(x), x / (2 * running + 1e-5).view(3, 1))
+    assert scale.train()(x[:0]).shape == (0, 3, 5)
+    torch.testing.assert_close(scale.running_max, running)
     with pytest.raises(ValueError, match="3 channels"):
         scale(torch.zeros(2, 4))
 
@@ -235,6 +256,18 @@ def test_hybrids_replace_what_was_chosen_and_count_it(choice, replaced, added):
     found = {name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, SLAF)}
     assert found == replaced
     assert model(torch.randn(3, 2)).isfinite().all()
+
+
+def test_a_hybrid_has_the_dtype_the_device_and_the_mode_of_the_model():
+    model = relus().double().eval()
+    training.replace_activations(model, degree=2, names="1", normalize=True)
+    assert model(torch.randn(3, 2, dtype=torch.float64)).dtype == torch.float64
+    assert not model[1].training
+    meta = relus().to("meta").half()
+    training.replace_activations(meta, degree=2, every=1)
+    assert (meta[1].coeffs.device.type, meta[1].coeffs.dtype) == ("meta", torch.float32)
+    training.replace_activations(model, degree=2, index=0, dtype=torch.float32)
+    assert model[2][1].coeffs.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
