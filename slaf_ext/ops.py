@@ -109,6 +109,8 @@ class NormalizedFunction(torch.autograd.Function):
         need_x, need_coeffs = ctx.needs_input_grad[:2]
         rest = (None, *(None for _ in ctx.spec))
         if torch.is_grad_enabled():
+            # Views, so that what x and coeffs depend on, such as each other, is no part of this derivative.
+            x, coeffs = x.view_as(x), coeffs.view_as(coeffs)
             needed = [t for t, need in ((x, need_x), (coeffs, need_coeffs)) if need]
             y, *_ = reference.normalized(x, coeffs, *ctx.spec, eps=ctx.eps)
             gradients = list(torch.autograd.grad(y, needed, grad_output, create_graph=True))

@@ -258,7 +258,7 @@ def _along(coeffs: Tensor, x: Tensor, dim: int) -> Tensor:
             f"along dim {dim}; that must be a multiple of G"
         )
     rows = coeffs.repeat_interleave(x.shape[dim] // groups, dim=0)
-    return rows.reshape(*(-1 if d == dim else 1 for d in range(x.dim())), coeffs.shape[-1])
+    return rows.reshape(*(x.shape[d] if d == dim else 1 for d in range(x.dim())), coeffs.shape[-1])
 
 
 def _walk(t: Tensor, recurrence: Sequence[float]) -> Iterator[Tensor]:

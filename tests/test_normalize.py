@@ -409,6 +409,18 @@ def test_only_the_gradients_that_are_needed():
     assert torch.autograd.grad(y.square().sum(), x)[0].shape == x.shape
 
 
+def test_coefficients_that_depend_on_x():
+    """What flows through the coefficients is theirs to hand on: recorded or not, dx holds it once."""
+    x, coeffs = case((4, 3), 1, 2)
+    x.requires_grad_()
+
+    def gradient(**options):
+        y, *_ = normalized_slaf(x, x.mean() * coeffs)
+        return torch.autograd.grad(y.sin().sum(), x, **options)[0].detach()
+
+    torch.testing.assert_close(gradient(create_graph=True), gradient())
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func's own
 def test_transforms_take_the_definition():
     x, coeffs = case((4, 3), 1, 2)
