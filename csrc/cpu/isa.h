@@ -51,7 +51,7 @@ __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))) void run_
 
 // The one of these for `isa`, as a function of type F.
 template <typename Body, typename F>
-F compiled_for(Isa isa) {
+F compiled_for([[maybe_unused]] Isa isa) {
 #ifdef __x86_64__
   if (isa == Isa::avx512) return &run_avx512<Body>;
   if (isa == Isa::avx2) return &run_avx2<Body>;
