@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t long_group = 32;         // numbers from which a group is a unit of its own
 constexpr int64_t task_numbers = 16384;    // about as many in a task, for a group that is long,
-constexpr int64_t task_rows = 512;        // and as many rows where it is short
+constexpr int64_t task_rows = 512;         // and as many rows where it is short
 constexpr int64_t thread_numbers = 32768;  // less is not worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
