@@ -121,7 +121,8 @@ void follow() {
   p.rows.resize(8);
   if (has_sums) p.grad_coeffs = &somewhere;
   const int count = static_cast<int>(16 / storage_bytes);
-  const Grid grid = cut(p, count, 4, 132 * 4, max_threads);
+  const int rows = p.table_rows();
+  const Grid grid = cut(p, {count, 4, rows, has_sums ? rows : 0, 132 * 4, max_threads});
   const Geometry& g = grid.geometry;
   int64_t wrong = 0, farthest = 0;
   const int64_t last_cell = (g.items - 1) % g.step * g.cells / g.step;
