@@ -64,6 +64,6 @@ if home := cuda_home():
     libraries = ["cudart_static", "rt", "dl", "pthread", *(["torch_cuda"] if torch.version.cuda else [])]
     flags = {"cxx": cxx, "nvcc": [*common, "--threads=4", "-Xcompiler=-fvisibility=hidden"]}
     where = {"library_dirs": [str(home / "lib64")], "libraries": libraries, "extra_compile_args": flags}
-    modules.append(extension("_cuda", ["csrc/cuda/slaf.cu", "csrc/arguments.cpp"], **where))
+    modules.append(extension("_cuda", ["csrc/cuda/slaf.cu", "csrc/cuda/normalized.cu", "csrc/arguments.cpp"], **where))
 
 setup(ext_modules=modules, cmdclass={"build_ext": cpp_extension.BuildExtension})

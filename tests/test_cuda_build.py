@@ -28,7 +28,7 @@ def demangle(names: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> str:
-    """What `nvcc -Xptxas -v` says of csrc/cuda/slaf.cu."""
+    """What `nvcc -Xptxas -v` says of csrc/cuda/*.cu."""
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("there is no nvcc here, so the CUDA kernels are not compiled")
@@ -37,9 +37,9 @@ def report(tmp_path_factory) -> str:
     # Warnings are errors in our own code; torch's headers, and nvcc's pragmas seen by g++, are not ours.
     host = ["-Xcompiler=-fPIC,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas", "-Werror=all-warnings"]
     includes = [argument for path in include_paths() for argument in ("-isystem", path)]
-    output = tmp_path_factory.mktemp("nvcc") / "slaf.o"
-    command = [nvcc, *flags, *target, *host, *includes, "-c", str(ROOT / "csrc/cuda/slaf.cu"), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    sources = [str(path) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    command = [nvcc, *flags, *target, *host, *includes, "-c", *sources]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("nvcc"))
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 
@@ -68,14 +68,17 @@ def test_no_spills(report, capsys):
             walk, degree, has_sums, storage = sweep.groups()
             row = (storage, "with sums" if has_sums == "true" else "no sums", "uniform" if walk == "2" else "general")
             table[row][arch, int(degree)] = registers
+        if sweep := re.match(r"void normalized_sweep<\(Pass\)(\d), Degrees<-?\d+, (\d+)>, (\w+)>", name):
+            number, degree, storage = sweep.groups()
+            table[storage, "normalised", ("moments", "centred", "in x")[int(number)]][arch, int(degree)] = registers
     degrees = sorted({degree for row in table.values() for _, degree in row})
     with capsys.disabled():
         print("\nregisters per thread, by the highest degree that a kernel serves")
         for row in sorted(table):
             for arch in ARCHITECTURES:
-                counts = " ".join(f"{table[row][arch, degree]:4}" for degree in degrees)
-                print(f"{row[0]:9} {row[1]:9} {row[2]:8} sm_{arch:4} {counts}")
-        print(f"{'degree':34} {' '.join(f'{degree:4}' for degree in degrees)}")
+                counts = " ".join(f"{table[row].get((arch, degree), ''):4}" for degree in degrees)
+                print(f"{row[0]:9} {row[1]:10} {row[2]:8} sm_{arch:4} {counts}")
+        print(f"{'degree':35} {' '.join(f'{degree:4}' for degree in degrees)}")
     spilled = [f"sm_{arch}: {name}" for arch, name, _, frame, spills in found if frame or spills]
     assert not spilled, "\n".join(spilled)
 

@@ -359,10 +359,10 @@ __device__ __forceinline__ void add_up(const T (&sums)[count], int used, const P
       const int slot = i / g.width, local = i % g.width;
       const int64_t column = part.column - part.local + local;
       if (column >= g.columns) continue;
-      T t = 0;
+      double t = 0;
 #pragma unroll 1
       for (int heap = 0; heap < heaps; ++heap) t += room[slot * threads + heap * g.width + local];
-      sink(first + slot, local, column, t);
+      sink(first + slot, local, column, static_cast<T>(t));
     }
     __syncthreads();
   }
@@ -421,7 +421,8 @@ struct Parcel {
   double numbers[capacity];
 };
 
-__global__ void __launch_bounds__(max_threads) unpack(const __grid_constant__ Parcel parcel, double* to) {
+// static: each of the two files that launch it has its own.
+static __global__ void __launch_bounds__(max_threads) unpack(const __grid_constant__ Parcel parcel, double* to) {
   for (int i = static_cast<int>(threadIdx.x); i < parcel.count; i += static_cast<int>(blockDim.x)) {
     to[i] = parcel.numbers[i];
   }
