@@ -25,7 +25,11 @@ def cuda_home() -> Path | None:
     asked = os.environ.get("SLAF_EXT_CUDA", "1" if torch.version.cuda else "0")
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(named, "bin/nvcc") if named else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+    if asked not in ("0", "1"):
+        raise SystemExit(f"slaf_ext: SLAF_EXT_CUDA is {asked!r}; set it to 1 to build the CUDA kernels, or to 0.")
     if asked == "0":
+        if "SLAF_EXT_CUDA" not in os.environ:
+            print("slaf_ext: the CPU kernels alone are built, as torch has no CUDA; SLAF_EXT_CUDA=1 builds all.")
         return None
     if not nvcc.exists():
         advice = f"no nvcc at {nvcc}; install the CUDA toolkit {torch.version.cuda or ''} or set CUDA_HOME to it"
@@ -35,11 +39,14 @@ def cuda_home() -> Path | None:
         return None
     release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
     version = (int(release[1]), int(release[2])) if release else (0, 0)
-    wanted = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else version[0]
+    wanted = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else max(version[0], 12)
     if version[0] != wanted or version < (12, 1):
+        reason = (
+            f"torch was built with CUDA {torch.version.cuda}" if torch.version.cuda else "C++20 takes 12.1 or later"
+        )
         raise SystemExit(
-            f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and torch was built with CUDA {torch.version.cuda}; "
-            f"set CUDA_HOME to a toolkit of CUDA {max(wanted, 12)}, 12.1 or later, or SLAF_EXT_CUDA=0 to do without."
+            f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and {reason}; set CUDA_HOME to a toolkit of CUDA "
+            f"{wanted if wanted > 12 else '12.1 or later'}, or SLAF_EXT_CUDA=0 to do without."
         )
     compiler = os.environ.get("CXX", "g++")
     compiler_version = subprocess.check_output([compiler, "-dumpversion"], text=True).strip()
@@ -65,6 +72,6 @@ if home := cuda_home():
     libraries = ["cudart_static", "rt", "dl", "pthread", *(["torch_cuda"] if torch.version.cuda else [])]
     flags = {"cxx": cxx, "nvcc": [*common, "--threads=4", "-Xcompiler=-fvisibility=hidden"]}
     where = {"library_dirs": [str(home / "lib64")], "libraries": libraries, "extra_compile_args": flags}
-    modules.append(extension("_cuda", ["csrc/cuda/slaf.cu", "csrc/arguments.cpp"], **where))
+    modules.append(extension("_cuda", ["csrc/cuda/slaf.cu", "csrc/cuda/normalized.cu", "csrc/arguments.cpp"], **where))
 
 setup(ext_modules=modules, cmdclass={"build_ext": cpp_extension.BuildExtension})

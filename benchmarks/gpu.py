@@ -1,16 +1,16 @@
-"""The GPU benchmark: medians of CUDA events, beside the copy bandwidth of the same run.
+"""The GPU benchmark: medians of CUDA events, beside the copy bandwidth and the fp32 rate of the same run.
 
 usage: python benchmarks/gpu.py FILE.csv [--seconds 120]
 Inputs rotate through more memory than the L2 cache holds. Rows are written as they are measured, the most important
-first, and measuring stops when the time is used up.
+first, and measuring stops when the time is used up. Then every bar is held to the rows: met, missed or not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +20,15 @@ import torch
 import torch.nn.functional as F
 
 import slaf_ext
+from slaf_ext.functional import normalized_slaf
 
 COUNT = 1 << 26
 CHANNELS = 64
-FIELDS = ["what", "dtype", "degree", "layout", "pass", "numel", "ms", "gb_per_s", "fraction_of_copy", "device", "torch"]
+SIDE = 8192
+FIELDS = ["what", "dtype", "degree", "layout", "pass", "numel", "ms", "gb_per_s", "fraction_of_copy"]
+FIELDS += ["fraction_of_fp32", "device", "torch"]
+LAYOUTS = ("shared", "contiguous", "channels-last")
+PASSES = ("forward", "backward", "forward + backward")
 
 
 def measure(call: Callable[[int], object], repeats: int = 20) -> float:
@@ -37,6 +42,14 @@ def measure(call: Callable[[int], object], repeats: int = 20) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def yardsticks() -> tuple[float, float]:
+    """Milliseconds of a copy of COUNT numbers, and of an fp32 product of two matrices."""
+    source, to = torch.rand(COUNT, device="cuda"), torch.empty(COUNT, device="cuda")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    matrix = torch.rand(SIDE, SIDE, device="cuda")
+    return measure(lambda i: to.copy_(source)), measure(lambda i: matrix @ matrix, 5)
 
 
 def chebyshev_clenshaw(x, coeffs):
@@ -53,29 +66,113 @@ def tensors(dtype: torch.dtype, layout: str, copies: int) -> list[torch.Tensor]:
     return [(torch.rand(shape, device="cuda") * 2 - 1).to(dtype).to(memory_format=kind) for _ in range(copies)]
 
 
+def flops(what: str, degree: int, pass_: str) -> int:
+    """Of slaf, for an element: a step of the Chebyshev walk takes 2, a term of y or of dx 2, and a sum 1."""
+    forward, backward = 4 * degree + 2, 5 * degree + 4
+    return {"forward": forward, "backward": backward}.get(pass_, forward + backward) if what == "slaf" else 0
+
+
 def subjects(dtype: torch.dtype, degree: int, layout: str) -> Iterator[tuple[str, Callable, torch.Tensor]]:
     """(name, f(x, coeffs), coeffs)"""
     rows = () if layout == "shared" else (CHANNELS,)
     coeffs = torch.randn(*rows, degree + 1, device="cuda").to(dtype)
     yield "slaf", slaf_ext.slaf, coeffs
     if layout != "shared":
+        if degree == 4:
+            yield "normalised", lambda x, a: normalized_slaf(x, a)[0], coeffs
+            yield "batch norm + relu", lambda x, a: F.relu(F.batch_norm(x, None, None, training=True)), coeffs
         return
-    yield "naive", lambda x, a: slaf_ext.reference.naive(x, a), coeffs
     if degree in (4, 8):
+        yield "naive", lambda x, a: slaf_ext.reference.naive(x, a), coeffs
         yield "compiled", torch.compile(chebyshev_clenshaw), coeffs
         yield "compiled, max-autotune", torch.compile(chebyshev_clenshaw, mode="max-autotune-no-cudagraphs"), coeffs
-    if degree == 8:
         yield "gelu", lambda x, a: F.gelu(x), coeffs
         yield "relu", lambda x, a: F.relu(x), coeffs
 
 
+# Times N·s bytes that a pass moves; the normalised form reads x, and in its backward grad_output, once more.
+MOVED = {"forward": 2, "backward": 3, "forward + backward": 5}
+NORMALIZED_MOVED = {"forward": 3, "backward": 5, "forward + backward": 8}
+
+
 def plan() -> Iterator[tuple[torch.dtype, int, str]]:
-    yield from ((torch.float32, degree, layout) for degree in (8, 4, 1, 2, 3, 16, 32) for layout in LAYOUTS)
-    yield from itertools.product((torch.bfloat16, torch.float16), (8, 4, 1, 16, 32), LAYOUTS)
+    yield from ((torch.float32, degree, layout) for degree in (8, 4) for layout in LAYOUTS)
+    yield from itertools.product((torch.bfloat16, torch.float16), (8, 4), LAYOUTS)
+    yield from ((torch.float32, degree, layout) for degree in (16, 32, 1, 2, 3, 5, 6, 7) for layout in LAYOUTS)
+    yield from itertools.product((torch.bfloat16, torch.float16), (1, 2, 3, 5, 6, 7, 16, 32), LAYOUTS)
     yield from ((torch.float64, degree, "shared") for degree in (4, 8, 16))
 
 
-LAYOUTS = ("shared", "contiguous", "channels-last")
+def small(note: Callable) -> None:
+    """2^12 numbers, 1 launch forward and 2 backward: calls one by one, and replays of a captured graph."""
+    x = torch.rand(1 << 12, device="cuda").requires_grad_()
+    coeffs, ones = torch.randn(9, device="cuda").requires_grad_(), torch.ones_like(x)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return slaf_ext.slaf(x, coeffs)
+
+    def both() -> object:
+        return torch.autograd.grad(slaf_ext.slaf(x, coeffs), (x, coeffs), ones)
+
+    for name, call in (("forward", forward), ("forward + backward", both)):
+        about = {"dtype": "float32", "degree": 8, "layout": "shared", "numel": x.numel(), "pass": name}
+        moved = MOVED[name] * 4 * x.numel()
+        note("slaf, small", moved, measure(lambda i, call=call: call()), **about)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        note("slaf, small, in a graph", moved, measure(lambda i, graph=graph: graph.replay()), **about)
+
+
+def bars(rows: list[dict]) -> Iterator[tuple[str, float, str, float]]:
+    """(bar, what was measured or nan, at least or at most, the limit), the worst layout of each."""
+    found = {tuple(str(row.get(f, "")) for f in ("what", "dtype", "degree", "layout", "pass")): row for row in rows}
+
+    def fractions(dtype: str, degree: int, pass_: str) -> list[float]:
+        keys = [("slaf", dtype, str(degree), layout, pass_) for layout in LAYOUTS]
+        return [float(found[key]["fraction_of_copy"]) if key in found else math.nan for key in keys]
+
+    def ms(what: str, dtype: str, degree: int, pass_: str) -> float:
+        row = found.get((what, dtype, str(degree), "shared", pass_))
+        return float(row["ms"]) if row else math.nan
+
+    def worst(values: list[float]) -> float:
+        return math.nan if any(math.isnan(v) for v in values) else min(values)
+
+    limits = {("float32", d, p): 0.9 for d in range(1, 9) for p in PASSES[:2]}
+    limits.update({("float32", 16, p): 0.75 for p in PASSES[:2]})
+    for dtype in ("bfloat16", "float16"):
+        limits.update({(dtype, d, "forward"): 0.85 for d in range(1, 9)})
+        limits.update({(dtype, d, "backward"): 0.85 for d in range(1, 5)})
+        limits[dtype, 8, "backward"] = 0.6
+    for (dtype, degree, pass_), limit in limits.items():
+        name = f"{pass_}, {dtype}, degree {degree}: fraction of the copy bandwidth"
+        yield name, worst(fractions(dtype, degree, pass_)), ">=", limit
+    for degree in (4, 8):
+        ours = {p: ms("slaf", "float32", degree, p) for p in PASSES}
+        both = "forward + backward"
+        for other in ("compiled", "compiled, max-autotune"):
+            yield (
+                f"forward beside {other}, degree {degree}",
+                ms(other, "float32", degree, "forward") / ours["forward"],
+                ">=",
+                1,
+            )
+            yield f"{both} beside {other}, degree {degree}", ms(other, "float32", degree, both) / ours[both], ">=", 2
+        yield f"{both} beside naive, degree {degree}", ms("naive", "float32", degree, both) / ours[both], ">=", 20
+        yield f"{both} against gelu, degree {degree}", ours[both] / ms("gelu", "float32", degree, both), "<=", 1.05
+
+
+def verdict(value: float, sign: str, limit: float) -> str:
+    if math.isnan(value):
+        return "not measured"
+    return "met" if (value >= limit if sign == ">=" else value <= limit) else "missed"
 
 
 def main() -> None:
@@ -87,33 +184,37 @@ def main() -> None:
         raise SystemExit("there is no GPU that this torch can use; nothing was measured")
     stop = time.monotonic() + arguments.seconds
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    rows: list[dict] = []
     with arguments.file.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
 
-        def note(what: str, moved: int, ms: float, **more) -> None:
+        def note(what: str, moved: int, ms: float, done: float = 0, **more) -> None:
             rate = moved / ms / 1e6
             row = {"what": what, "ms": f"{ms:.4f}", "gb_per_s": f"{rate:.0f}", **facts, **more}
-            writer.writerow({**row, "fraction_of_copy": f"{rate / copy_rate:.3f}"})
+            row["fraction_of_copy"] = f"{rate / copy_rate:.3f}"
+            row["fraction_of_fp32"] = f"{done / ms / 1e9 / fp32_rate:.3f}" if done else ""
+            writer.writerow(row)
+            rows.append(row)
             file.flush()
 
-        source, to = torch.rand(COUNT, device="cuda"), torch.empty(COUNT, device="cuda")
-        copy_ms = measure(lambda i: to.copy_(source))
-        copy_rate = 2 * 4 * COUNT / copy_ms / 1e6
+        copy_ms, product_ms = yardsticks()
+        copy_rate, fp32_rate = 2 * 4 * COUNT / copy_ms / 1e6, 2 * SIDE**3 / product_ms / 1e9
         note("copy", 2 * 4 * COUNT, copy_ms, dtype="float32", numel=COUNT)
+        note("matrix product", 3 * 4 * SIDE**2, product_ms, 2 * SIDE**3, dtype="float32", numel=SIDE**2)
+        small(note)
         for dtype, degree, layout in plan():
             if time.monotonic() > stop:
-                raise SystemExit(
-                    f"the {arguments.seconds} seconds are used up before {dtype}, degree {degree}, {layout}"
-                )
+                print(f"the {arguments.seconds:g} seconds are used up before {dtype}, degree {degree}, {layout}")
+                break
             # Four tensors of 2^26 elements hold more than the 50 to 126 MB of L2 of today's GPUs, even in 16 bits.
             xs = [x.requires_grad_() for x in tensors(dtype, layout, 4)]
-            grad_output, size = torch.ones_like(xs[0]), xs[0].element_size() * xs[0].numel()
+            grad_output, numel = torch.ones_like(xs[0]), xs[0].numel()
             about = {
                 "dtype": str(dtype).removeprefix("torch."),
                 "degree": degree,
                 "layout": layout,
-                "numel": xs[0].numel(),
+                "numel": numel,
             }
             for what, f, coeffs in subjects(dtype, degree, layout):
                 coeffs.requires_grad_()
@@ -126,22 +227,22 @@ def main() -> None:
                     y = f(xs[i % 4], coeffs)
                     return torch.autograd.grad(y, (xs[i % 4], coeffs), grad_output, allow_unused=True)
 
-                repeats = 5 if what == "naive" else 20
-                note(what, 2 * size, measure(forward, repeats), **about, **{"pass": "forward"})
-                note(what, 5 * size, measure(both, repeats), **about, **{"pass": "forward + backward"})
-                if what == "slaf":
-                    y = f(xs[0], coeffs)
-                    backward = functools.partial(
-                        torch.autograd.grad, y, (xs[0], coeffs), grad_output, retain_graph=True
-                    )
-                    note(what, 3 * size, measure(lambda i, run=backward: run()), **about, **{"pass": "backward"})
-        small = torch.rand(1 << 12, device="cuda")
-        coeffs = torch.randn(9, device="cuda")
-        graph = torch.cuda.CUDAGraph()
-        slaf_ext.slaf(small, coeffs)
-        with torch.cuda.graph(graph):
-            slaf_ext.slaf(small, coeffs)
-        note("slaf in a graph", 2 * 4 * small.numel(), measure(lambda i: graph.replay()), numel=small.numel())
+                calls = {"forward": forward, "forward + backward": both}
+                if what in ("slaf", "normalised"):
+                    graphs = [(x, f(x, coeffs)) for x in xs]
+
+                    def backward(i: int, graphs=graphs, coeffs=coeffs, grad_output=grad_output):
+                        x, y = graphs[i % 4]
+                        return torch.autograd.grad(y, (x, coeffs), grad_output, retain_graph=True)
+
+                    calls["backward"] = backward
+                moved = NORMALIZED_MOVED if what in ("normalised", "batch norm + relu") else MOVED
+                for name, call in calls.items():
+                    size = moved[name] * xs[0].element_size() * numel
+                    ms = measure(call, 5 if what == "naive" else 20)
+                    note(what, size, ms, flops(what, degree, name) * numel, **about, **{"pass": name})
+    for bar, value, sign, limit in bars(rows):
+        print(f"{verdict(value, sign, limit):12} {bar}: {value:.3f}, {sign} {limit:g}")
 
 
 if __name__ == "__main__":

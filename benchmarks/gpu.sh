@@ -21,14 +21,17 @@ step() {
   fi
 }
 
-step build 240 env SLAF_EXT_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps --no-index --editable .
-step facts 30 "$python" -m slaf_ext
+step build 200 env SLAF_EXT_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps --no-index --editable .
+step facts 15 "$python" -m slaf_ext
 step device 10 nvidia-smi
 step tests 60 "$python" -m pytest tests/test_cuda.py -rs
+# The CPU's tests of the operators, with every tensor on the GPU.
+step suite 60 "$python" -m pytest --device cuda -rs tests/test_values.py tests/test_ops.py tests/test_nn.py \
+  tests/test_normalize.py tests/test_properties.py tests/test_numerics.py tests/test_gradients.py
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    step "$tool" 30 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest tests/test_cuda.py -x -k "misaligned or (parity and float32)"
+    step "$tool" 25 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$python" -m pytest tests/test_cuda.py -x -k "misaligned or (test_parity and float32) or normalized_graph"
   done
 else
   echo "skipped: there is no compute-sanitizer here" | tee "$out/memcheck.txt" >"$out/racecheck.txt"

@@ -83,7 +83,7 @@ class SlafFunction(torch.autograd.Function):
 
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised form and its statistics, :func:`reference.normalized`, fused where there is a kernel."""
-    fused = x.is_cpu and spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"])
+    fused = (x.is_cpu or (x.is_cuda and _has_cuda)) and spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"])
     if not fused or _transformed() or torch.compiler.is_compiling():
         return reference.normalized(x, coeffs, *spec, eps=eps)
     return NormalizedFunction.apply(x, coeffs, eps, *spec)
@@ -215,4 +215,6 @@ _library.impl("slaf", slaf, "Autograd")
 _library.impl("slaf_backward", slaf_backward, "Autograd")
 if not _has_cuda:
     _library.impl("slaf", _no_cuda, "CUDA")
-    _library.impl("slaf_backward", lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")
+    _library.impl("slaf_moments", _no_cuda, "CUDA")
+    for _backward in ("slaf_backward", "slaf_normalized_backward"):
+        _library.impl(_backward, lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")

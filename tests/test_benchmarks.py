@@ -755,3 +755,23 @@ def test_disturbed_blocks_do_not_count():
 def test_memory_and_network_modules_are_what_the_kinds_name():
     assert command.KINDS["memory"] is memory.unit_records
     assert command.KINDS["network"] is networks.times
+
+
+def test_gpu_bars_are_met_missed_or_not_measured():
+    from benchmarks import gpu
+
+    def row(layout, fraction):
+        about = {"what": "slaf", "dtype": "float32", "degree": 8, "pass": "forward", "ms": "1.0"}
+        return {**about, "layout": layout, "fraction_of_copy": str(fraction)}
+
+    def of(rows):
+        name = "forward, float32, degree 8: fraction of the copy bandwidth"
+        (found,) = [gpu.verdict(*rest) for bar, *rest in gpu.bars(rows) if bar == name]
+        return found
+
+    rows = [row(layout, 0.95) for layout in gpu.LAYOUTS]
+    assert of(rows) == "met"
+    assert of(rows[:2]) == "not measured"
+    assert of([*rows[:2], row("channels-last", 0.89)]) == "missed"
+    assert {gpu.verdict(*rest) for _, *rest in gpu.bars([])} == {"not measured"}
+    assert gpu.verdict(1.06, "<=", 1.05) == "missed"

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import slaf_ext
-from slaf_ext import bases
+from slaf_ext import bases, ops, reference
+from slaf_ext.functional import normalized_slaf
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here that this torch can use")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU here that this torch can use", allow_module_level=True)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # shape, dim, memory format
@@ -112,6 +114,19 @@ def test_stream_and_no_synchronisation():
     assert torch.equal(y, expected)
 
 
+def capture(step):
+    """The results of step() in a graph, and the graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    return captured, graph
+
+
 @pytest.mark.parametrize("degree", [5, 40])
 def test_graph(degree):
     x = (torch.rand(1 << 14, device="cuda") * 2 - 1).requires_grad_()
@@ -121,14 +136,84 @@ def test_graph(degree):
         y = slaf_ext.slaf(x, coeffs)
         return y, *torch.autograd.grad(y, (x, coeffs), torch.ones_like(y))
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    captured, graph = capture(step)
+    with torch.no_grad():
+        x.uniform_(-1, 1)
+    graph.replay()
+    for got, want in zip(captured, step(), strict=True):
+        assert torch.equal(got, want)
+
+
+def normalized(f, x, coeffs, grad_output, spec):
+    x, coeffs = (t.detach().clone().requires_grad_() for t in (x, coeffs))
+    y, mean, variance = f(x, coeffs, *spec, eps=1e-3)
+    return mean.detach(), variance.detach(), y.detach(), *torch.autograd.grad(y, (x, coeffs), grad_output)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 3, 12])
+@pytest.mark.parametrize(("shape", "dim", "memory_format"), LAYOUTS)
+def test_normalized_parity(shape, dim, memory_format, groups, dtype):
+    """The fused form beside the definition in float64 on the same GPU, and the CPU's kernels."""
+    if shape[dim] % groups:
+        groups = shape[dim]
+    x = (torch.rand(shape) * 2 - 1).to(dtype).to(memory_format=memory_format)
+    grad_output = torch.randn(shape).to(dtype)
+    for degree, outside in ((1, "extrapolate"), (3, "clamp"), (10, "extrapolate"), (33, "extrapolate")):
+        coeffs = (torch.randn(groups, degree + 1) if groups > 1 else torch.randn(degree + 1)).to(dtype)
+        spec = reference.spec(coeffs, "chebyshev", dim, (-0.9, 0.9) if outside == "clamp" else None, outside)
+        ours = normalized(ops.normalized, x.cuda(), coeffs.cuda(), grad_output.cuda(), spec)
+        theirs = normalized(ops.normalized, x, coeffs, grad_output, spec)
+        tensors = (t.double().cuda() for t in (x, coeffs, grad_output))
+        exact = normalized(reference.normalized, *tensors, spec)
+        for i, (got, cpu, right) in enumerate(zip(ours, theirs, exact, strict=True)):
+            storage = torch.float64 if i < 2 else dtype
+            rounding = 1e-11 if dtype == torch.float64 else 3e-5
+            allowed = rounding * (1 + right.abs().max()) + 2 * torch.finfo(storage).eps * right.abs()
+            assert ((got.double() - right).abs() <= allowed).all(), f"degree {degree}, result {i}"
+            assert ((got.double() - cpu.cuda().double()).abs() <= 2 * allowed).all(), f"degree {degree}, result {i}"
+    assert ours[2].stride() == x.stride()
+
+
+def test_normalized_far_from_zero_and_an_unlucky_sample():
+    far = torch.randn(64, 3, 4000, device="cuda", dtype=torch.float64) + 1e4
+    unlucky = 0.01 * torch.randn(1, 3, 1 << 20, device="cuda", dtype=torch.float64)
+    unlucky[..., : 1 << 14] += 1e4
+    for x in (far.float(), unlucky.float()):
+        _, mean, variance = normalized_slaf(x, torch.ones(3, 3, device="cuda"), "monomial")
+        for k in (1, 2):
+            phi = x.double() ** k
+            torch.testing.assert_close(variance[:, k - 1], phi.var((0, 2), correction=0), rtol=1e-4, atol=0)
+            assert ((mean[:, k - 1] - phi.mean((0, 2))).abs() <= 1e-5 * variance[:, k - 1].sqrt()).all()
+
+
+def test_normalized_launches_stream_and_bits():
+    """2 launches for the moments and 3 for the gradients, beside torch's own for folding; no synchronisation."""
+    x = torch.randn(8, 16, 40, 40, device="cuda", requires_grad=True)
+    f = slaf_ext.SLAF(4, 16, normalize=True, device="cuda")
+    ones = torch.ones_like(x)
+    first = torch.autograd.grad(f(x), (x, f.coeffs), ones)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            again = torch.autograd.grad(f(x), (x, f.coeffs), ones)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    ours = [event.name for event in profile.events() if "slaf_ext" in event.name]
+    assert len(ours) == 2 + 1 + 3, ours
+
+
+@pytest.mark.parametrize("degree", [3, 40])
+def test_normalized_graph(degree):
+    x = (torch.rand(16, 4, 500, device="cuda") * 2 - 1).requires_grad_()
+    coeffs = torch.randn(4, degree + 1, device="cuda", requires_grad=True)
+
+    def step():
+        y, mean, variance = normalized_slaf(x, coeffs)
+        return y, mean, variance, *torch.autograd.grad(y, (x, coeffs), torch.ones_like(y))
+
+    captured, graph = capture(step)
     with torch.no_grad():
         x.uniform_(-1, 1)
     graph.replay()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import setuptools
+import torch
 from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +31,7 @@ def demangle(names: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> str:
-    """What `nvcc -Xptxas -v` says of csrc/cuda/slaf.cu."""
+    """What `nvcc -Xptxas -v` says of csrc/cuda/*.cu."""
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("there is no nvcc here, so the CUDA kernels are not compiled")
@@ -37,9 +40,9 @@ def report(tmp_path_factory) -> str:
     # Warnings are errors in our own code; torch's headers, and nvcc's pragmas seen by g++, are not ours.
     host = ["-Xcompiler=-fPIC,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas", "-Werror=all-warnings"]
     includes = [argument for path in include_paths() for argument in ("-isystem", path)]
-    output = tmp_path_factory.mktemp("nvcc") / "slaf.o"
-    command = [nvcc, *flags, *target, *host, *includes, "-c", str(ROOT / "csrc/cuda/slaf.cu"), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    sources = [str(path) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    command = [nvcc, *flags, *target, *host, *includes, "-c", *sources]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("nvcc"))
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 
@@ -68,14 +71,17 @@ def test_no_spills(report, capsys):
             walk, degree, has_sums, storage = sweep.groups()
             row = (storage, "with sums" if has_sums == "true" else "no sums", "uniform" if walk == "2" else "general")
             table[row][arch, int(degree)] = registers
+        if sweep := re.match(r"void normalized_sweep<\(Pass\)(\d), Degrees<-?\d+, (\d+)>, (\w+)>", name):
+            number, degree, storage = sweep.groups()
+            table[storage, "normalised", ("moments", "centred", "in x")[int(number)]][arch, int(degree)] = registers
     degrees = sorted({degree for row in table.values() for _, degree in row})
     with capsys.disabled():
         print("\nregisters per thread, by the highest degree that a kernel serves")
         for row in sorted(table):
             for arch in ARCHITECTURES:
-                counts = " ".join(f"{table[row][arch, degree]:4}" for degree in degrees)
-                print(f"{row[0]:9} {row[1]:9} {row[2]:8} sm_{arch:4} {counts}")
-        print(f"{'degree':34} {' '.join(f'{degree:4}' for degree in degrees)}")
+                counts = " ".join(f"{table[row].get((arch, degree), ''):4}" for degree in degrees)
+                print(f"{row[0]:9} {row[1]:10} {row[2]:8} sm_{arch:4} {counts}")
+        print(f"{'degree':35} {' '.join(f'{degree:4}' for degree in degrees)}")
     spilled = [f"sm_{arch}: {name}" for arch, name, _, frame, spills in found if frame or spills]
     assert not spilled, "\n".join(spilled)
 
@@ -89,3 +95,47 @@ def test_check_sees_spills():
         "ptxas info    : Used 40 registers, used 1 barriers\n"
     )
     assert kernels(text) == [("90", "f()", 40, 24, 48)]
+
+
+def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked=None) -> str | None:
+    """What setup.py ends with where torch has this CUDA and nvcc and g++ tell these versions; None for a build."""
+    (tmp_path / "bin").mkdir()
+    for name, says in (("nvcc", nvcc and f"Cuda compilation tools, release {nvcc}"), ("g++", cxx)):
+        if says:
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+    for name, value in (("CUDA_HOME", str(tmp_path)), ("SLAF_EXT_CUDA", asked), ("TORCH_CUDA_ARCH_LIST", "9.0")):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CXX", str(tmp_path / "bin/g++") if cxx else "g++")
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    try:
+        runpy.run_path(str(ROOT / "setup.py"))
+    except SystemExit as end:
+        return str(end)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("options", "ends", "sentence"),
+    [
+        ({}, False, "the CPU kernels alone are built, as torch has no CUDA; SLAF_EXT_CUDA=1 builds"),
+        ({"torch_cuda": "13.0"}, False, "the CPU kernels alone are built: there is no nvcc at .*set CUDA_HOME to it"),
+        ({"torch_cuda": "13.0", "asked": "0"}, False, "^$"),
+        ({"asked": "1"}, True, "SLAF_EXT_CUDA=1 asks for the CUDA kernels and there is no nvcc at .*set CUDA_HOME"),
+        ({"asked": "yes"}, True, "SLAF_EXT_CUDA is 'yes'; set it to 1"),
+        (
+            {"torch_cuda": "13.0", "nvcc": "12.8"},
+            True,
+            "is CUDA 12.8 and torch was built with CUDA 13.0; set CUDA_HOME to a toolkit of CUDA 13, or SLAF_EXT_CUDA",
+        ),
+        ({"asked": "1", "nvcc": "11.8"}, True, "is CUDA 11.8 and C.*20 takes 12.1 or later; set CUDA_HOME to .* 12.1"),
+        ({"asked": "1", "nvcc": "13.0", "cxx": "9.4.0"}, True, r"is version 9.4.0; set CXX to g\+\+ 11 or later"),
+        ({"torch_cuda": "13.0", "nvcc": "13.0", "cxx": "13.2.0"}, False, "^$"),
+    ],
+)
+def test_configuration_ends_in_a_build_or_a_sentence(options, ends, sentence, tmp_path, monkeypatch, capsys):
+    end = configure(monkeypatch, tmp_path, **options)
+    assert (end is not None) == ends
+    assert re.search(sentence, end or capsys.readouterr().out)

@@ -20,7 +20,7 @@ def cases(draw):
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.sampled_from([1, 1, 1, 2])) for _ in shape]
     expanded = draw(st.sampled_from([None, *range(len(shape))])) if draw(st.booleans()) else None
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(draw(st.integers(0, 2**32)))
 
     def tensor():
         size = [1 if d == expanded else shape[d] * steps[d] for d in order]

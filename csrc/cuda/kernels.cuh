@@ -331,6 +331,43 @@ SLAF_INLINE constexpr int coeff_pitch(int rows) { return rows | 1; }
 // Sums that meet in shared memory at a time, with room for one of every thread each.
 constexpr int room_rows = 8;
 
+// The first `used` of the sums that every thread of a block has, over those that share a column (or the group):
+// sink(index, local, column, total). Ends with a barrier, so that threads see what the others' sinks wrote.
+template <int count, typename T, typename Sink>
+__device__ __forceinline__ void add_up(const T (&sums)[count], int used, const Part& part, const Geometry& g, T* room,
+                                       const Sink& sink) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  // Where threads share a group their sums meet in warps first; then columns, or warps, meet in `room`.
+  const bool by_columns = g.access == Access::columns;
+  const int heaps = by_columns ? threads / g.width : threads / 32;
+#pragma unroll
+  for (int first = 0; first < count; first += room_rows) {
+#pragma unroll
+    for (int i = first; i < first + room_rows && i < count; ++i) {
+      const int slot = i - first;
+      if (by_columns) {
+        room[slot * threads + thread] = sums[i];
+      } else {
+        const T t = warp_sum(sums[i]);
+        if (thread % 32 == 0) room[slot * threads + thread / 32] = t;
+      }
+    }
+    __syncthreads();
+    const int left = used - first, slots = left < room_rows ? left : room_rows;
+#pragma unroll 1
+    for (int i = thread; i < slots * g.width; i += threads) {
+      const int slot = i / g.width, local = i % g.width;
+      const int64_t column = part.column - part.local + local;
+      if (column >= g.columns) continue;
+      double t = 0;
+#pragma unroll 1
+      for (int heap = 0; heap < heaps; ++heap) t += room[slot * threads + heap * g.width + local];
+      sink(first + slot, local, column, static_cast<T>(t));
+    }
+    __syncthreads();
+  }
+}
+
 // Degrees up to the highest of `Range`, in registers.
 template <Walk kind, typename Range, bool has_sums, typename S>
 __global__ void __launch_bounds__(max_threads, (resident_blocks<S, Range::highest, has_sums>))
@@ -366,41 +403,13 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<S, Range::highes
                                               [&](int k, T t) { sums[k] += t; });
   }
   if constexpr (has_sums) {
-    // Where threads share a group their sums meet in warps first; then columns, or warps, meet in `room`.
-    const int heaps = by_columns ? threads / g.width : threads / 32;
-    const auto put = [&](int slot, T t) {
-      if (!by_columns) t = warp_sum(t);
-      if (by_columns) {
-        room[slot * threads + thread] = t;
-      } else if (thread % 32 == 0) {
-        room[slot * threads + thread / 32] = t;
-      }
+    const auto store = [&](int row, int64_t column, T t) {
+      s.partial[(part.cell * s.rows + row) * g.columns + column] = t;
     };
-    const auto add_up = [&](int first, int count) {
-      __syncthreads();
-#pragma unroll 1
-      for (int i = thread; i < count * g.width; i += threads) {
-        const int slot = i / g.width, local = i % g.width;
-        const int64_t column = part.column - part.local + local;
-        if (column >= g.columns) continue;
-        T t = 0;
-#pragma unroll 1
-        for (int heap = 0; heap < heaps; ++heap) t += room[slot * threads + heap * g.width + local];
-        s.partial[(part.cell * s.rows + first + slot) * g.columns + column] = t;
-      }
-      __syncthreads();
-    };
-#pragma unroll
-    for (int first = 0; first <= highest; first += room_rows) {
-#pragma unroll
-      for (int k = first; k < first + room_rows && k <= highest; ++k) put(k - first, sums[k]);
-      const int count = s.degree + 1 - first;
-      add_up(first, count < room_rows ? count : room_rows);
-    }
+    add_up(sums, s.degree + 1, part, g, room, [&](int k, int, int64_t column, T t) { store(k, column, t); });
     if (s.edge == Edge::linear) {
-      put(0, below);
-      put(1, above);
-      add_up(s.degree + 1, 2);
+      const T beyond[] = {below, above};
+      add_up(beyond, 2, part, g, room, [&](int i, int, int64_t column, T t) { store(s.degree + 1 + i, column, t); });
     }
   }
 }
@@ -412,7 +421,8 @@ struct Parcel {
   double numbers[capacity];
 };
 
-__global__ void __launch_bounds__(max_threads) unpack(const __grid_constant__ Parcel parcel, double* to) {
+// static: each of the two files that launch it has its own.
+static __global__ void __launch_bounds__(max_threads) unpack(const __grid_constant__ Parcel parcel, double* to) {
   for (int i = static_cast<int>(threadIdx.x); i < parcel.count; i += static_cast<int>(blockDim.x)) {
     to[i] = parcel.numbers[i];
   }
@@ -475,46 +485,74 @@ __global__ void __launch_bounds__(max_threads)
   }
 }
 
+// Slabs of sums, and how the threads of a block share them: each of `width` neighbouring groups has `height` threads,
+// a power of two, and a block serves one k.
+struct Slabs {
+  int64_t count, columns, groups;  // columns / groups columns of a slab belong to a group
+  int rows;
+  int width, height;
+};
+
+// A thread's part in adding up slabs.
+struct Adder {
+  __device__ __forceinline__ explicit Adder(const Slabs& s) : slabs(s), inner(s.columns / s.groups) {
+    const int64_t blocks = (s.groups + s.width - 1) / s.width;
+    x = static_cast<int>(threadIdx.x) % s.width;
+    y = static_cast<int>(threadIdx.x) / s.width;
+    k = static_cast<int>(blockIdx.x / blocks);
+    group = blockIdx.x % blocks * s.width + x;
+  }
+  // The sum of term(slab, column) over the group, the same in all its threads. All threads of the block must call it.
+  template <typename Term>
+  __device__ __forceinline__ double total(const Term& term) const {
+    double sum = 0;
+    if (group < slabs.groups) {
+      for (int64_t i = y; i < slabs.count * inner; i += slabs.height) sum += term(i / inner, group * inner + i % inner);
+    }
+    double* const room = shared_memory<double>();
+    const int thread = static_cast<int>(threadIdx.x);
+    room[thread] = sum;
+    for (int half = slabs.height / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (y < half) room[thread] += room[thread + half * slabs.width];
+    }
+    __syncthreads();
+    sum = room[x];
+    __syncthreads();
+    return sum;
+  }
+  // Whether this thread writes the result of its group.
+  __device__ __forceinline__ bool writes() const { return y == 0 && group < slabs.groups; }
+
+  const Slabs& slabs;
+  int64_t inner, group;
+  int x, y, k;
+};
+
 // The gradient in the coefficients, from all slabs: grad_k = scale_k sums_k, and what lies beyond linear edges.
 template <typename T>
 struct Reduction {
   const T* partial;
-  int64_t slabs, columns, groups;  // columns / groups columns of a slab belong to a group
-  int degree, rows;
+  Slabs slabs;
+  int degree;
   void* grad;
   Storage grad_type;
   const double* far_scales;  // scale, slopes at lo, slopes at hi: here, or where they fit
   double scales[scale_count(32)];
 };
 
-// A block serves 32 neighbouring groups and one k; its rows of threads share the slabs.
 template <typename T>
 __global__ void __launch_bounds__(1024) reduce(const __grid_constant__ Reduction<T> r) {
-  const int K = r.degree + 1;
-  const int64_t blocks = (r.groups + 31) / 32, inner = r.columns / r.groups;
-  const int x = static_cast<int>(threadIdx.x) % 32, y = static_cast<int>(threadIdx.x) / 32;
-  const int height = static_cast<int>(blockDim.x) / 32, k = static_cast<int>(blockIdx.x / blocks);
-  const int64_t group = blockIdx.x % blocks * 32 + x;
+  const Adder adder(r.slabs);
+  const int K = r.degree + 1, k = adder.k;
   const double* scales = r.far_scales != nullptr ? r.far_scales : r.scales;
-  const auto sum_of = [&](int row) {
-    double sum = 0;
-    for (int64_t i = y; i < r.slabs * inner; i += height) {
-      sum += r.partial[(i / inner * r.rows + row) * r.columns + group * inner + i % inner];
-    }
-    return sum;
-  };
-
-  double sum = 0;
-  if (group < r.groups) {
-    sum = scales[k] * sum_of(k);
-    for (int edge = 0; edge < r.rows - K; ++edge) sum += scales[(edge + 1) * K + k] * sum_of(K + edge);
-  }
-  double* const room = shared_memory<double>();
-  room[threadIdx.x] = sum;
-  __syncthreads();
-  if (y > 0 || group >= r.groups) return;
-  for (int other = 1; other < height; ++other) sum += room[other * 32 + x];
-  write(r.grad, r.grad_type, group * K + k, sum);
+  const double sum = adder.total([&](int64_t slab, int64_t column) {
+    const T* at = r.partial + slab * r.slabs.rows * r.slabs.columns + column;
+    double t = scales[k] * at[k * r.slabs.columns];
+    for (int row = K; row < r.slabs.rows; ++row) t += scales[(row - K + 1) * K + k] * at[row * r.slabs.columns];
+    return t;
+  });
+  if (adder.writes()) write(r.grad, r.grad_type, adder.group * K + k, sum);
 }
 
 }  // namespace slaf_ext::cuda

@@ -42,8 +42,18 @@ struct Grid {
   int64_t blocks() const { return geometry.pieces * geometry.cells; }
 };
 
-// `tile` numbers make 16 bytes, `number_size` bytes a coefficient; `blocks` of `threads` fill the device.
-inline Grid cut(const Problem& p, int tile, int number_size, int64_t blocks, int threads) {
+// What a sweep asks for.
+struct Demand {
+  int tile, number_size;     // numbers that make 16 bytes; bytes of a coefficient
+  int coeff_rows, sum_rows;  // coefficients of a column; sums of it, or 0
+  int64_t blocks;            // that fill the device, in threads of
+  int threads;
+  int64_t tiles = most_tiles;  // of a thread, at most
+};
+
+inline Grid cut(const Problem& p, const Demand& d) {
+  const int tile = d.tile;
+  int threads = d.threads;
   const auto [outer, groups, inner] = p.layout;
   const auto is_aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
   Geometry g{};
@@ -55,14 +65,15 @@ inline Grid cut(const Problem& p, int tile, int number_size, int64_t blocks, int
     g.items = outer;
     g.item_size = 1;
     // Neighbouring columns share cache lines; but neither may threads idle, nor the device, nor shared memory overflow.
+    const int64_t column_size = coeff_pitch(d.coeff_rows) * d.number_size;
     const auto fits = [&](int64_t width) {
       const int64_t rows_at_once = threads / width * tile, pieces = ceil_div(g.columns, width);
-      return width * coeff_pitch(p.table_rows()) * number_size <= column_bytes &&
-             pieces * width <= g.columns + g.columns / 8 && pieces * ceil_div(outer, rows_at_once) >= blocks;
+      return width * column_size <= column_bytes && pieces * width <= g.columns + g.columns / 8 &&
+             pieces * ceil_div(outer, rows_at_once) >= d.blocks;
     };
     int64_t width = threads;
     while (width > 32 && !fits(width)) width /= 2;
-    g.width = static_cast<int>(g.columns <= 64 ? g.columns : width);
+    g.width = static_cast<int>(g.columns <= 64 && g.columns * column_size <= 2 * column_bytes ? g.columns : width);
   } else {
     g.access =
         is_aligned(p.x) && is_aligned(p.grad_output) && is_aligned(p.out) && (inner % tile == 0 || outer * groups == 1)
@@ -78,12 +89,12 @@ inline Grid cut(const Problem& p, int tile, int number_size, int64_t blocks, int
   const int64_t height = threads / g.width, items_a_tile = tile / g.item_size;
   const int64_t tiles = ceil_div(g.items, height * items_a_tile);
   g.pieces = ceil_div(g.columns, g.width);
-  g.cells = std::min(tiles, std::max<int64_t>(1, blocks / g.pieces));
+  g.cells = std::min(tiles, std::max<int64_t>(1, d.blocks / g.pieces));
   // Partial sums of columns are to stay few beside the numbers that they are sums of.
-  if (p.grad_coeffs != nullptr && g.access == Access::columns) {
-    g.cells = std::min(g.cells, std::max<int64_t>(1, outer / (8 * p.table_rows())));
+  if (d.sum_rows > 0 && g.access == Access::columns) {
+    g.cells = std::min(g.cells, std::max<int64_t>(1, outer / (8 * d.sum_rows)));
   }
-  g.cells = std::max(g.cells, ceil_div(tiles, most_tiles));
+  g.cells = std::max(g.cells, ceil_div(tiles, d.tiles));
   g.tiles = static_cast<int>(ceil_div(tiles, g.cells));
   g.step = g.cells * height;
   if (g.access == Access::columns) {
@@ -138,17 +149,27 @@ double* deliver(const std::vector<double>& numbers, Device& device) {
   return to;
 }
 
-// Writes grad_coeffs from `slabs` slabs of sums.
+// Launches kernel(args) to add up args.slabs, whose first numbers are known, for `rows` values of k.
+template <typename Args, typename Device>
+void launch_adders(void (*kernel)(Args), Args& args, int rows, Device& device) {
+  Slabs& s = args.slabs;
+  const int64_t terms = s.count * (s.columns / s.groups);
+  s.width = 1;
+  while (s.width < 32 && s.width < s.groups) s.width *= 2;
+  s.height = 32 / s.width;
+  while (s.width * s.height < 1024 && s.height < terms / 4) s.height *= 2;
+  const int threads = s.width * s.height;
+  device.launch(kernel, ceil_div(s.groups, s.width) * rows, threads, threads * sizeof(double), args);
+}
+
+// Writes grad_coeffs from `count` slabs of sums.
 template <typename T, typename Device>
-void launch_reduce(const Problem& p, const Recurrence& recurrence, const T* partial, int64_t slabs, int64_t columns,
+void launch_reduce(const Problem& p, const Recurrence& recurrence, const T* partial, int64_t count, int64_t columns,
                    Device& device) {
   Reduction<T> r{};
   r.partial = partial;
-  r.slabs = slabs;
-  r.columns = columns;
-  r.groups = p.layout.groups;
+  r.slabs = {count, columns, p.layout.groups, p.table_rows(), 0, 0};
   r.degree = p.degree();
-  r.rows = p.table_rows();
   r.grad = p.grad_coeffs;
   r.grad_type = p.coeffs_type;
   const auto scales = scales_of(p, recurrence);
@@ -157,23 +178,20 @@ void launch_reduce(const Problem& p, const Recurrence& recurrence, const T* part
   } else {
     r.far_scales = deliver(scales, device);
   }
-  const int64_t terms = slabs * (columns / r.groups);
-  const int height = static_cast<int>(std::clamp<int64_t>(terms / 4, 1, 32));
-  device.launch(reduce<T>, ceil_div(r.groups, 32) * (r.degree + 1), 32 * height, 32 * height * sizeof(double), r);
+  launch_adders(reduce<T>, r, r.degree + 1, device);
 }
 
+// `slabs` slabs of `rows` rows of sums are to come of it.
 template <typename S, typename Device>
-Sweep<S> sweep_of(const Problem& p, const Grid& grid, int64_t slabs, Device& device) {
+Sweep<S> sweep_of(const Problem& p, const Grid& grid, int64_t slabs, int rows, Device& device) {
   using T = compute_t<S>;
   Sweep<S> s{};
   s.x = static_cast<const S*>(p.x);
   s.grad_output = static_cast<const S*>(p.grad_output);
   s.out = static_cast<S*>(p.out);
   s.degree = p.degree();
-  s.rows = p.table_rows();
-  if (p.grad_coeffs != nullptr) {
-    s.partial = static_cast<T*>(device.allocate(slabs * s.rows * grid.geometry.columns * sizeof(T)));
-  }
+  s.rows = rows;
+  if (slabs > 0) s.partial = static_cast<T*>(device.allocate(slabs * rows * grid.geometry.columns * sizeof(T)));
   s.edge = p.edge;
   s.center = static_cast<T>(p.center);
   s.lo = static_cast<T>(p.lo);
@@ -190,10 +208,12 @@ void run_tabled(const Problem& p, Device& device) {
   const int64_t resident = p.grad_coeffs == nullptr ? 4 * resident_blocks<S, Range::highest, false>
                                                     : resident_blocks<S, Range::highest, true>;
   const int64_t blocks = resident * device.multiprocessors();
-  const Grid grid = cut(p, tile<S>, sizeof(T), blocks, device.threads());
+  const bool has_sums = p.grad_coeffs != nullptr;
+  const int rows = p.table_rows();
+  const Grid grid = cut(p, {tile<S>, sizeof(T), rows, has_sums ? rows : 0, blocks, device.threads()});
   const Recurrence r = prepare(p.rows);
   TabledSweep<S, Range::highest> args{};
-  args.sweep = sweep_of<S>(p, grid, grid.geometry.cells, device);
+  args.sweep = sweep_of<S>(p, grid, has_sums ? grid.geometry.cells : 0, rows, device);
   args.coeffs = p.coeffs;
   args.coeffs_type = p.coeffs_type;
   for (size_t k = 0; k < p.rows.size(); ++k) {
@@ -203,8 +223,8 @@ void run_tabled(const Problem& p, Device& device) {
   }
   const auto weights = weights_of(p, r);
   std::copy(weights.begin(), weights.end(), args.weights);
-  const int room = p.grad_coeffs == nullptr ? 0 : room_rows * grid.threads;
-  const int64_t shared = (grid.geometry.width * coeff_pitch(p.table_rows()) + room) * sizeof(T);
+  const int room = has_sums ? room_rows * grid.threads : 0;
+  const int64_t shared = (grid.geometry.width * coeff_pitch(rows) + room) * sizeof(T);
   const auto launch = [&](auto has_sums) {
     if (r.kind == Walk::uniform) {
       device.launch(sweep<Walk::uniform, Range, has_sums.value, S>, grid.blocks(), grid.threads, shared, args);
@@ -212,24 +232,34 @@ void run_tabled(const Problem& p, Device& device) {
       device.launch(sweep<Walk::general, Range, has_sums.value, S>, grid.blocks(), grid.threads, shared, args);
     }
   };
-  dispatch_bool(p.grad_coeffs != nullptr, launch);
-  if (p.grad_coeffs != nullptr) {
-    launch_reduce(p, r, args.sweep.partial, grid.geometry.cells, grid.geometry.columns, device);
-  }
+  dispatch_bool(has_sums, launch);
+  if (has_sums) launch_reduce(p, r, args.sweep.partial, grid.geometry.cells, grid.geometry.columns, device);
+}
+
+// Slabs of sums where every warp, or where columns differ every row of threads, has one.
+inline int64_t long_slabs(const Grid& grid) {
+  const Geometry& g = grid.geometry;
+  return g.cells * (g.access == Access::columns ? grid.threads / g.width : grid.threads / 32);
+}
+
+// a, b and c of every row, one after the other.
+inline std::vector<double> long_rows(const Recurrence& r) {
+  std::vector<double> rows(r.a);
+  rows.insert(rows.end(), r.b.begin(), r.b.end());
+  for (size_t k = 0; k < r.a.size(); ++k) rows.push_back(walk_c(r, k));
+  return rows;
 }
 
 // Any degree, with tables and sums in memory.
 template <typename S, typename Device>
 void run_long(const Problem& p, Device& device) {
   using T = compute_t<S>;
-  const Grid grid = cut(p, tile<S>, sizeof(T), 2 * device.multiprocessors(), device.threads());
-  const Geometry& g = grid.geometry;
-  const int64_t slabs = g.cells * (g.access == Access::columns ? grid.threads / g.width : grid.threads / 32);
+  const bool has_sums = p.grad_coeffs != nullptr;
+  const int64_t blocks = 2 * device.multiprocessors();
+  const Grid grid =
+      cut(p, {tile<S>, sizeof(T), p.table_rows(), has_sums ? p.table_rows() : 0, blocks, device.threads()});
   const Recurrence r = prepare(p.rows);
-  std::vector<double> rows(r.a);
-  rows.insert(rows.end(), r.b.begin(), r.b.end());
-  for (size_t k = 0; k < p.rows.size(); ++k) rows.push_back(walk_c(r, k));
-
+  const std::vector<double> rows = long_rows(r);
   LongTables<T> t{};
   t.rows = deliver(rows, device);
   t.weights = deliver(weights_of(p, r), device);
@@ -241,14 +271,15 @@ void run_long(const Problem& p, Device& device) {
   t.forward = p.grad_output == nullptr;
   t.table = static_cast<T*>(device.allocate(rows.size() * sizeof(T)));
   t.walk_coeffs = static_cast<T*>(device.allocate(t.row_count * t.groups * sizeof(T)));
-  const int64_t blocks = std::min<int64_t>(ceil_div(t.row_count * t.groups, device.threads()), 4096);
-  device.launch(make_tables<T>, blocks, device.threads(), 0, t);
+  const int64_t enough = std::min<int64_t>(ceil_div(t.row_count * t.groups, device.threads()), 4096);
+  device.launch(make_tables<T>, enough, device.threads(), 0, t);
 
-  const Sweep<S> s = sweep_of<S>(p, grid, slabs, device);
-  dispatch_bool(p.grad_coeffs != nullptr, [&](auto has_sums) {
+  const int64_t slabs = has_sums ? long_slabs(grid) : 0;
+  const Sweep<S> s = sweep_of<S>(p, grid, slabs, p.table_rows(), device);
+  dispatch_bool(has_sums, [&](auto has_sums) {
     device.launch(long_sweep<has_sums.value, S>, grid.blocks(), grid.threads, 0, s, t);
   });
-  if (p.grad_coeffs != nullptr) launch_reduce(p, r, s.partial, slabs, g.columns, device);
+  if (has_sums) launch_reduce(p, r, s.partial, slabs, grid.geometry.columns, device);
 }
 
 // y, or one or both of the gradients, for storage type S.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import math
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,12 +17,16 @@ from torch import Tensor
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 STORAGE = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-FLAGS = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
+FLAGS = ["-std=c++20", "-O0", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
 SANITIZERS = {
     "plain": [],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
+
+
+# What main.cpp is asked for.
+PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD = range(4)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Case:
     multiprocessors: int = 1
     threads: int = 64
 
-    def pack(self) -> bytes:
+    def pack(self, what: int) -> bytes:
         forward = self.grad_output is None
         header = (
             *(STORAGE[self.x.dtype], STORAGE[self.coeffs.dtype], *self.x.shape, len(self.rows), self.outside),
@@ -51,7 +58,7 @@ class Case:
         flat = [number for row in self.rows for number in row]
         return b"".join(
             (
-                struct.pack("=q15q3d", 0, *(int(h) for h in header), self.center, self.lo, self.hi),
+                struct.pack("=q15q3d", what, *(int(h) for h in header), self.center, self.lo, self.hi),
                 struct.pack(f"={len(flat)}d", *flat),
                 *(raw(t) for t in (self.x, grad_output, self.coeffs)),
             )
@@ -67,6 +74,13 @@ class Result:
 
 def raw(t: Tensor) -> bytes:
     return t.contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
+
+
+def unraw(data: io.BytesIO, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data.read(count * dtype.itemsize)), dtype=dtype).view(*shape)
 
 
 @dataclass
@@ -92,28 +106,40 @@ class Emulator:
         return done.stdout
 
     def run(self, cases: list[Case]) -> list[Result]:
-        answer, at, results = self.talk(b"".join(case.pack() for case in cases)), 0, []
+        """The operators slaf and slaf_backward."""
+        return self._results(b"".join(case.pack(PLAIN) for case in cases), cases)
+
+    def moments(self, cases: list[Case]) -> list[tuple[int, Tensor, Tensor]]:
+        """The launches, the means and the variances, (groups, degree) each, of slaf_moments."""
+        answer, results = io.BytesIO(self.talk(b"".join(case.pack(MOMENTS) for case in cases))), []
         for case in cases:
-            (launches,) = struct.unpack_from("=q", answer, at)
-            at += 8
-            tensors = []
-            for like in (case.x, case.coeffs):
-                count = like.numel() * like.element_size()
-                data = (
-                    torch.frombuffer(bytearray(answer[at : at + count]), dtype=like.dtype)
-                    if count
-                    else like.new_empty(0)
-                )
-                tensors.append(data.view(like.shape))
-                at += count
-            results.append(Result(launches, *tensors))
+            (launches,) = struct.unpack("=q", answer.read(8))
+            shape = (case.coeffs.shape[0], len(case.rows))
+            results.append((launches, *(unraw(answer, torch.float64, shape) for _ in range(2))))
+        return results
+
+    def normalized_backward(self, cases: list[Case], statistics: list[tuple[Tensor, Tensor]], eps: float):
+        """slaf_normalized_backward, with a mean and a variance for every case."""
+        requests = [
+            case.pack(NORMALIZED_BACKWARD) + struct.pack("=d", eps) + raw(mean) + raw(variance)
+            for case, (mean, variance) in zip(cases, statistics, strict=True)
+        ]
+        return self._results(b"".join(requests), cases)
+
+    def _results(self, request: bytes, cases: list[Case]) -> list[Result]:
+        answer, results = io.BytesIO(self.talk(request)), []
+        for case in cases:
+            (launches,) = struct.unpack("=q", answer.read(8))
+            results.append(Result(launches, *(unraw(answer, t.dtype, t.shape) for t in (case.x, case.coeffs))))
         return results
 
     def follow(
         self, outer: int, groups: int, inner: int, storage_bytes: int, has_sums: bool
     ) -> tuple[int, int, int, int]:
         """Places visited wrongly, the farthest place, the numbers of an item and the blocks, for any layout."""
-        return struct.unpack("=4q", self.talk(struct.pack("=6q", 1, outer, groups, inner, storage_bytes, has_sums)))
+        return struct.unpack(
+            "=4q", self.talk(struct.pack("=6q", FOLLOW, outer, groups, inner, storage_bytes, has_sums))
+        )
 
 
 def both(case: Case, grad_output: Tensor) -> list[Case]:

@@ -1,11 +1,11 @@
 // Runs the CUDA operators on the CPU: cases come in on the standard input and results go out on the standard
-// output, in the order and the types of `Header` and `run_case`.
+// output, in the order and the types of `Header`, `Input` and the functions that `main` calls.
 #include "shim.h"
 // The shim stands for CUDA's own headers, so it comes first.
 #include <cstdio>
 #include <cstdlib>
 
-#include "launch.h"
+#include "normalized.h"
 
 namespace {
 
@@ -14,6 +14,7 @@ using namespace slaf_ext::cuda;
 
 // Few, so that they compile in seconds: degrees of one kernel, degrees that share one, and beyond 12 the long way.
 using SomeDegrees = DegreeList<1, 3, 4, 8, 12>;
+using FewDegrees = DegreeList<2, 5>;  // of the normalised form, which has three sweeps for each
 
 template <typename T>
 void get(T* to, size_t count) {
@@ -74,38 +75,100 @@ void dispatch_storage(Storage type, const F& f) {
   }
 }
 
-void run_case() {
-  Header h;
-  double window[3];
-  get(&h, 1);
-  get(window, 3);
-  const auto type = static_cast<Storage>(h.storage), coeffs_type = static_cast<Storage>(h.coeffs_storage);
-  Problem p{};
-  p.layout = {h.outer, h.groups, h.inner};
-  p.center = window[0];
-  p.lo = window[1];
-  p.hi = window[2];
-  p.edge = static_cast<Edge>(h.edge);
-  p.coeffs_type = coeffs_type;
-  p.rows.resize(h.degree);
-  for (Row& row : p.rows) get(&row.a, 1), get(&row.b, 1), get(&row.c, 1);
-  const int64_t bytes = p.numel() * size_of(type), coeffs_bytes = h.groups * (h.degree + 1) * size_of(coeffs_type);
-  const Memory x(bytes, h.x_offset * size_of(type)), grad_output(bytes, h.grad_output_offset * size_of(type)),
-      out(bytes, h.out_offset * size_of(type)), coeffs(coeffs_bytes), grad_coeffs(coeffs_bytes);
-  get(static_cast<char*>(x.get()), bytes);
-  get(static_cast<char*>(grad_output.get()), bytes);
-  get(static_cast<char*>(coeffs.get()), coeffs_bytes);
-  p.x = x.get();
-  p.coeffs = coeffs.get();
-  if (h.has_grad_output) p.grad_output = grad_output.get();
-  if (h.has_out) p.out = out.get();
-  if (h.has_grad_coeffs) p.grad_coeffs = grad_coeffs.get();
-  Emulator device{static_cast<int>(h.multiprocessors), static_cast<int>(h.threads), 0, {}};
-  dispatch_storage(type, [&](auto s) { run<decltype(s), SomeDegrees>(p, device); });
-  put(&device.launches, 1);
-  put(static_cast<const char*>(out.get()), bytes);
-  put(static_cast<const char*>(grad_coeffs.get()), coeffs_bytes);
-  std::fflush(stdout);
+// A case as it comes in, and memory for its results.
+class Input {
+ public:
+  Input() : Input(get_one<Header>()) {}
+
+  template <typename F>
+  void run_on(const F& f) {
+    Emulator device{static_cast<int>(header.multiprocessors), static_cast<int>(header.threads), 0, {}};
+    dispatch_storage(static_cast<Storage>(header.storage), [&](auto s) { f(s, device); });
+    put(&device.launches, 1);
+  }
+  void put_gradients() const {
+    put(static_cast<const char*>(out_.get()), bytes_);
+    put(static_cast<const char*>(grad_coeffs_.get()), coeffs_bytes_);
+  }
+
+  Header header;
+  Problem problem{};
+
+ private:
+  template <typename T>
+  static T get_one() {
+    T t;
+    get(&t, 1);
+    return t;
+  }
+  explicit Input(const Header& h)
+      : header(h),
+        bytes_(h.outer * h.groups * h.inner * size_of(static_cast<Storage>(h.storage))),
+        coeffs_bytes_(h.groups * (h.degree + 1) * size_of(static_cast<Storage>(h.coeffs_storage))),
+        x_(bytes_, h.x_offset * size_of(static_cast<Storage>(h.storage))),
+        grad_output_(bytes_, h.grad_output_offset * size_of(static_cast<Storage>(h.storage))),
+        out_(bytes_, h.out_offset * size_of(static_cast<Storage>(h.storage))),
+        coeffs_(coeffs_bytes_),
+        grad_coeffs_(coeffs_bytes_) {
+    Problem& p = problem;
+    p.layout = {h.outer, h.groups, h.inner};
+    p.edge = static_cast<Edge>(h.edge);
+    p.coeffs_type = static_cast<Storage>(h.coeffs_storage);
+    for (double* t : {&p.center, &p.lo, &p.hi}) get(t, 1);
+    p.rows.resize(h.degree);
+    for (Row& row : p.rows) get(&row.a, 1), get(&row.b, 1), get(&row.c, 1);
+    get(static_cast<char*>(x_.get()), bytes_);
+    get(static_cast<char*>(grad_output_.get()), bytes_);
+    get(static_cast<char*>(coeffs_.get()), coeffs_bytes_);
+    p.x = x_.get();
+    p.coeffs = coeffs_.get();
+    if (h.has_grad_output) p.grad_output = grad_output_.get();
+    if (h.has_out) p.out = out_.get();
+    if (h.has_grad_coeffs) p.grad_coeffs = grad_coeffs_.get();
+  }
+
+  int64_t bytes_, coeffs_bytes_;
+  Memory x_, grad_output_, out_, coeffs_, grad_coeffs_;
+};
+
+void run_plain() {
+  Input input;
+  input.run_on([&](auto s, Emulator& device) { run<decltype(s), SomeDegrees>(input.problem, device); });
+  input.put_gradients();
+}
+
+// The statistics of a case, as memory of just the size.
+struct StatisticsOf {
+  explicit StatisticsOf(const Input& input)
+      : count(input.header.groups * input.header.degree), mean_memory(count * 8), variance_memory(count * 8) {}
+  double* mean() const { return static_cast<double*>(mean_memory.get()); }
+  double* variance() const { return static_cast<double*>(variance_memory.get()); }
+  int64_t count;
+  Memory mean_memory, variance_memory;
+};
+
+void run_moments() {
+  Input input;
+  const StatisticsOf statistics(input);
+  input.run_on([&](auto s, Emulator& device) {
+    cuda::run_moments<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), device);
+  });
+  put(statistics.mean(), statistics.count);
+  put(statistics.variance(), statistics.count);
+}
+
+void run_normalized_backward() {
+  Input input;
+  const StatisticsOf statistics(input);
+  double eps;
+  get(&eps, 1);
+  get(statistics.mean(), statistics.count);
+  get(statistics.variance(), statistics.count);
+  input.run_on([&](auto s, Emulator& device) {
+    cuda::run_normalized_backward<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), eps,
+                                                           device);
+  });
+  input.put_gradients();
 }
 
 // Follows threads of a few blocks through a layout too large to fill, the last number's among them, and compares the
@@ -121,7 +184,8 @@ void follow() {
   p.rows.resize(8);
   if (has_sums) p.grad_coeffs = &somewhere;
   const int count = static_cast<int>(16 / storage_bytes);
-  const Grid grid = cut(p, count, 4, 132 * 4, max_threads);
+  const int rows = p.table_rows();
+  const Grid grid = cut(p, {count, 4, rows, has_sums ? rows : 0, 132 * 4, max_threads});
   const Geometry& g = grid.geometry;
   int64_t wrong = 0, farthest = 0;
   const int64_t last_cell = (g.items - 1) % g.step * g.cells / g.step;
@@ -149,12 +213,15 @@ void follow() {
   }
   const int64_t result[] = {wrong, farthest, g.item_size, grid.blocks()};
   put(result, 4);
-  std::fflush(stdout);
 }
 
 }  // namespace
 
 int main() {
+  void (*const tasks[])() = {run_plain, follow, run_moments, run_normalized_backward};
   int64_t what;
-  while (std::fread(&what, sizeof(what), 1, stdin) == 1) what == 0 ? run_case() : follow();
+  while (std::fread(&what, sizeof(what), 1, stdin) == 1) {
+    tasks[what]();
+    std::fflush(stdout);
+  }
 }
