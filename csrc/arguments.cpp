@@ -139,6 +139,13 @@ Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const std::vector<
   layout = layout_of(x.sizes().data(), x.strides().data(), x.dim(), dim, coeffs.dim() == 2 ? coeffs.size(0) : 1);
 }
 
+void Arguments::check_normalized() const {
+  if (outside != Outside::extrapolate && outside != Outside::clamp)
+    fail("outside is ", static_cast<int64_t>(outside),
+         "; the fused normalised form knows 0 (extrapolate) and 2 (clamp) alone");
+  if (x.numel() == 0) fail("x has shape ", shape_of(x), ", no elements, and so no moments");
+}
+
 Tensor Arguments::empty_like_x() const {
   return empty_strided(x.sizes().data(), x.strides().data(), x.dim(), x, x.scalar_type());
 }
@@ -155,6 +162,26 @@ Tensor Arguments::lay_like_x(const Tensor& grad_output) const {
   Tensor copy = empty_like_x();
   torch::stable::copy_(copy, grad_output);
   return copy;
+}
+
+namespace {
+std::vector<int64_t> statistics_sizes(const Tensor& coeffs) {
+  std::vector<int64_t> sizes(coeffs.sizes().begin(), coeffs.sizes().end());
+  sizes.back() -= 1;
+  return sizes;
+}
+}  // namespace
+
+Tensor empty_statistics(const Tensor& coeffs) { return empty(statistics_sizes(coeffs), coeffs, ScalarType::Double); }
+
+void check_statistics(const Tensor& statistics, const char* name, const Tensor& coeffs) {
+  const auto sizes = statistics_sizes(coeffs);
+  if (statistics.scalar_type() != ScalarType::Double || !statistics.is_contiguous() ||
+      !same_device(statistics, coeffs) ||
+      !std::equal(statistics.sizes().begin(), statistics.sizes().end(), sizes.begin(), sizes.end()))
+    fail("the ", name, " is ", name_of(statistics.scalar_type()), " of shape ", shape_of(statistics), " on ",
+         device_of(statistics), "; it must be what slaf_moments returns: contiguous, float64, on ", device_of(coeffs),
+         ", of the shape of coeffs, ", shape_of(coeffs), ", without its first column");
 }
 
 Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype) {

@@ -27,6 +27,8 @@ struct Arguments {
 
   // A tensor with the shape, strides and dtype of x, uninitialised.
   Tensor empty_like_x() const;
+  // Throws where the fused normalised form does not serve.
+  void check_normalized() const;
   // A tensor that lies in memory as x does; throws if its shape, dtype or device are not those of x.
   Tensor lay_like_x(const Tensor& grad_output) const;
 
@@ -39,6 +41,11 @@ struct Arguments {
 
   int degree() const { return static_cast<int>(rows.size()); }
 };
+
+// For the statistics of the normalised form: coeffs without its first column, in float64.
+Tensor empty_statistics(const Tensor& coeffs);
+// Throws if `statistics` is no such tensor; kernels read it where it lies.
+void check_statistics(const Tensor& statistics, const char* name, const Tensor& coeffs);
 
 // An uninitialised contiguous tensor on the device of `like`.
 Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype);

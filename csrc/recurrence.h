@@ -42,7 +42,7 @@ enum class Walk : int {
   uniform,  // c_k = 1 and one a x + b for every k >= 1: Chebyshev
   power,    // c_k = 0 and one a x + b for every k >= 1: monomials
 };
-constexpr bool has_one_factor(Walk kind) { return kind == Walk::uniform || kind == Walk::power; }
+SLAF_INLINE constexpr bool has_one_factor(Walk kind) { return kind == Walk::uniform || kind == Walk::power; }
 
 // The rows as the kernels read them: row 0 is the first step, the `uniform` and `power` walks
 // read only row 1 after it.
@@ -104,6 +104,9 @@ SLAF_INLINE V expand(const V& x, const Rows<T>& rows, int degree, Coeffs&& coeff
   V current = factor * later + coeffs(degree - 1);
   if (degree == 1) return current;
   int k = degree - 2;
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
   for (; k > 1; k -= 2) {
     if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(k, x, rows);
     later = factor * current + less_product<kind>(coeffs(k), k + 1, rows, later);
@@ -118,6 +121,25 @@ SLAF_INLINE V expand(const V& x, const Rows<T>& rows, int degree, Coeffs&& coeff
   }
   return factor_at<kind>(0, x, rows) * current + less_product<kind>(coeffs(0), 1, rows, later);
 }
+
+// A number, or a pack of them, and its derivative in x: a walk over these visits phi_k(x) and phi_k'(x).
+template <typename V>
+struct Dual {
+  V value, slope;
+
+  template <typename T>
+  SLAF_INLINE friend Dual operator*(const Dual& p, T t) {
+    return {p.value * t, p.slope * t};
+  }
+  template <typename T>
+  SLAF_INLINE friend Dual operator+(const Dual& p, T t) {
+    return {p.value + t, p.slope};
+  }
+  SLAF_INLINE friend Dual operator*(const Dual& p, const Dual& q) {
+    return {p.value * q.value, p.value * q.slope + p.slope * q.value};
+  }
+  SLAF_INLINE friend Dual operator-(const Dual& p, const Dual& q) { return {p.value - q.value, p.slope - q.slope}; }
+};
 
 // A table made ready for the kernels: phi_k = scale_k psi_k, and the walk visits psi_k. The scales
 // solve scale_{k+1} = c_k scale_{k-1}, which turns every c_k into 1 and saves a product a step; where all

@@ -69,7 +69,8 @@ def test_no_spills(report, capsys):
     for arch, name, registers, _, _ in found:
         if sweep := re.match(r"void sweep<\(Walk\)(\d), Degrees<-?\d+, (\d+)>, (\w+), (\w+)>", name):
             walk, degree, has_sums, storage = sweep.groups()
-            row = (storage, "with sums" if has_sums == "true" else "no sums", "uniform" if walk == "2" else "general")
+            kind = {"0": "general", "2": "uniform", "3": "powers"}[walk]
+            row = (storage, "with sums" if has_sums == "true" else "no sums", kind)
             table[row][arch, int(degree)] = registers
         if sweep := re.match(r"void normalized_sweep<\(Pass\)(\d), Degrees<-?\d+, (\d+)>, (\w+)>", name):
             number, degree, storage = sweep.groups()

@@ -147,6 +147,17 @@ def test_grids(plain):
         run_and_check(plain, both(*make(LAYOUTS[layout], 4, **more)))
 
 
+@pytest.mark.parametrize("basis", ["monomial", "taylor", "chebyshev", "legendre", "laguerre"])
+def test_numbers_that_are_not_ordinary(plain, basis):
+    """At the infinities too the forward is the CPU's, whose own test holds it to the definition."""
+    numbers = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.0, -1.0], dtype=torch.float64)
+    for degree in (1, 3, 4, 9, 13):
+        case, _ = make((1, 1, 7), degree, basis, torch.float64)
+        case = replace(case, x=numbers.view(1, 1, 7))
+        (result,) = plain.run([case])
+        torch.testing.assert_close(result.out.view(7), cpu(case)[0].view(7), rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
 def test_fp32_coefficients_beside_half(plain):
     for dtype in (torch.float16, torch.bfloat16):
         run_and_check(plain, both(*make((4, 3, 40), 4, dtype=dtype, coeffs_dtype=torch.float32)))

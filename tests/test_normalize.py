@@ -411,6 +411,21 @@ def test_only_the_gradients_that_are_needed():
     assert torch.autograd.grad(y.square().sum(), x)[0].shape == x.shape
 
 
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t.float(), lambda t: t[:-1], lambda t: t.T.contiguous().T], ids=["dtype", "shape", "strides"]
+)
+def test_statistics_that_are_none_get_a_sentence(spoil):
+    x, coeffs = case((4, 3, 5), 3, 2)
+    spec = reference.spec(coeffs, "chebyshev", 1, None, "extrapolate")
+    mean, variance = torch.ops.slaf_ext.slaf_moments(x, coeffs, *spec)
+    for statistics in ((spoil(mean), variance), (mean, spoil(variance))):
+        with pytest.raises(ValueError, match="must be what slaf_moments returns"):
+            torch.ops.slaf_ext.slaf_normalized_backward(x, x, coeffs, *statistics, *spec, 1e-5, True)
+    empty = x[:0]
+    with pytest.raises(ValueError, match="no elements"):
+        torch.ops.slaf_ext.slaf_normalized_backward(empty, empty, coeffs, mean, variance, *spec, 1e-5, True)
+
+
 def test_coefficients_that_depend_on_x():
     """What flows through the coefficients is theirs to hand on: recorded or not, dx holds it once."""
     x, coeffs = case((4, 3), 1, 2)

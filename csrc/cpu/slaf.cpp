@@ -332,26 +332,13 @@ Table sample_means(const Arguments& a) {
   return means;
 }
 
-void check_normalized(const Arguments& a) {
-  if (a.outside != Outside::extrapolate && a.outside != Outside::clamp)
-    throw std::invalid_argument("the fused normalised form knows the outsides 0 (extrapolate) and 2 (clamp) alone");
-}
-
-// A tensor for the statistics: coeffs without its first column, in float64.
-Tensor empty_statistics(const Tensor& coeffs) {
-  std::vector<int64_t> sizes(coeffs.sizes().begin(), coeffs.sizes().end());
-  sizes.back() -= 1;
-  return empty(sizes, coeffs, ScalarType::Double);
-}
-
 std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence,
                                         int64_t dim, double center, double lo, double hi, int64_t outside) {
   const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
-  check_normalized(a);
+  a.check_normalized();
   const Tensor mean = empty_statistics(coeffs), variance = empty_statistics(coeffs);
   const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
   const double members = static_cast<double>(a.x.numel()) / static_cast<double>(groups);
-  if (a.x.numel() == 0) throw std::invalid_argument("x has no elements, and so no moments");
   const Recurrence r = prepare(a.rows);
   dispatch_storage(a.x.scalar_type(), [&](auto s) {
     using S = decltype(s);
@@ -390,7 +377,9 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
                                                     const std::vector<double>& recurrence, int64_t dim, double center,
                                                     double lo, double hi, int64_t outside, double eps, bool need_x) {
   const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
-  check_normalized(a);
+  a.check_normalized();
+  check_statistics(mean, "mean", coeffs);
+  check_statistics(variance, "variance", coeffs);
   const Tensor gy = a.lay_like_x(grad_output);
   const Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
   const auto shape = coeffs.sizes();

@@ -127,23 +127,4 @@ struct Pack {
   }
 };
 
-// A function of x and its derivative: a walk over these visits phi_k(x) and phi_k'(x).
-template <typename P>
-struct Dual {
-  P value, slope;
-
-  template <typename T>
-  SLAF_INLINE friend Dual operator*(const Dual& a, T t) {
-    return {a.value * t, a.slope * t};
-  }
-  template <typename T>
-  SLAF_INLINE friend Dual operator+(const Dual& a, T t) {
-    return {a.value + t, a.slope};
-  }
-  SLAF_INLINE friend Dual operator*(const Dual& a, const Dual& b) {
-    return {a.value * b.value, a.value * b.slope + a.slope * b.value};
-  }
-  SLAF_INLINE friend Dual operator-(const Dual& a, const Dual& b) { return {a.value - b.value, a.slope - b.slope}; }
-};
-
 }  // namespace slaf_ext::cpu

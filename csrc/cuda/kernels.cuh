@@ -258,12 +258,18 @@ __device__ __forceinline__ void sweep_tile(const Sweep<S, T>& s, Cursor& at, con
     if (is_linear || (s.edge == Edge::clamp && forward)) outside = 0;
   }
 
-  walk<kind>(mapped, seed, table, degree, [&](int k, const P& psi) {
-    // Degrees that share a kernel walk as far as the highest of them.
-    if (k > certain && k > s.degree) return;
-    result = result + psi * coeffs[k];
-    if constexpr (has_sums) sum(k, psi.total());
-  });
+  if (!has_sums && forward) {
+    // Where the kernel's degree is the operator's, the compiler knows it.
+    const int exact = certain == degree ? degree : s.degree;
+    result = result + expand<kind>(mapped, table, exact, [&](int k) { return P::of(coeffs[k]); });
+  } else {
+    walk<kind>(mapped, seed, table, degree, [&](int k, const P& psi) {
+      // Degrees that share a kernel walk as far as the highest of them.
+      if (k > certain && k > s.degree) return;
+      result = result + psi * coeffs[k];
+      if constexpr (has_sums) sum(k, psi.total());
+    });
+  }
   if (outside != 0) {
 #pragma unroll
     for (int u = 0; u < tile<S>; ++u) {
@@ -455,7 +461,7 @@ __global__ void __launch_bounds__(max_threads) make_tables(const LongTables<T> t
 }
 
 // Any degree: tables and sums in memory. A warp, or where columns differ a thread, has a slab of sums to itself.
-template <bool has_sums, typename S, typename T = compute_t<S>>
+template <Walk kind, bool has_sums, typename S, typename T = compute_t<S>>
 __global__ void __launch_bounds__(max_threads)
     long_sweep(const __grid_constant__ Sweep<S> s, const __grid_constant__ LongTables<T> tables) {
   const Geometry& g = s.geometry;
@@ -476,8 +482,8 @@ __global__ void __launch_bounds__(max_threads)
   };
   T below = 0, above = 0;
   for (int i = 0; i < g.tiles; ++i) {
-    sweep_tile<Walk::general, has_sums, 0>(s, part.at, Rows<T>{table, table + s.degree, table + 2 * s.degree}, s.degree,
-                                           coeffs, below, above, [&](int k, T t) { add(k, t, i == 0); });
+    sweep_tile<kind, has_sums, 0>(s, part.at, Rows<T>{table, table + s.degree, table + 2 * s.degree}, s.degree, coeffs,
+                                  below, above, [&](int k, T t) { add(k, t, i == 0); });
   }
   if (has_sums && s.edge == Edge::linear) {
     add(s.degree + 1, below, true);

@@ -108,6 +108,20 @@ inline Grid cut(const Problem& p, const Demand& d) {
   return {g, threads};
 }
 
+// Calls f(std::integral_constant<Walk, ...>) with the walk for a kind of table. Powers are walked with c_k = 0 where
+// there are sums, for want of time to compile more; expanded they are by Horner's rule, which keeps their limits at
+// the infinities.
+template <bool has_sums, typename F>
+void dispatch_walk(Walk kind, const F& f) {
+  if (kind == Walk::uniform) {
+    f(std::integral_constant<Walk, Walk::uniform>{});
+  } else if (!has_sums && kind == Walk::power) {
+    f(std::integral_constant<Walk, has_sums ? Walk::general : Walk::power>{});
+  } else {
+    f(std::integral_constant<Walk, Walk::general>{});
+  }
+}
+
 // What the walk reads of a table: c_k is 1, or 0, where its kind says so.
 inline double walk_c(const Recurrence& r, size_t k) {
   if (r.kind == Walk::general) return r.c[k];
@@ -226,11 +240,9 @@ void run_tabled(const Problem& p, Device& device) {
   const int room = has_sums ? room_rows * grid.threads : 0;
   const int64_t shared = (grid.geometry.width * coeff_pitch(rows) + room) * sizeof(T);
   const auto launch = [&](auto has_sums) {
-    if (r.kind == Walk::uniform) {
-      device.launch(sweep<Walk::uniform, Range, has_sums.value, S>, grid.blocks(), grid.threads, shared, args);
-    } else {
-      device.launch(sweep<Walk::general, Range, has_sums.value, S>, grid.blocks(), grid.threads, shared, args);
-    }
+    dispatch_walk<has_sums.value>(r.kind, [&](auto kind) {
+      device.launch(sweep<kind.value, Range, has_sums.value, S>, grid.blocks(), grid.threads, shared, args);
+    });
   };
   dispatch_bool(has_sums, launch);
   if (has_sums) launch_reduce(p, r, args.sweep.partial, grid.geometry.cells, grid.geometry.columns, device);
@@ -277,7 +289,9 @@ void run_long(const Problem& p, Device& device) {
   const int64_t slabs = has_sums ? long_slabs(grid) : 0;
   const Sweep<S> s = sweep_of<S>(p, grid, slabs, p.table_rows(), device);
   dispatch_bool(has_sums, [&](auto has_sums) {
-    device.launch(long_sweep<has_sums.value, S>, grid.blocks(), grid.threads, 0, s, t);
+    dispatch_walk<has_sums.value>(r.kind, [&](auto kind) {
+      device.launch(long_sweep<kind.value, has_sums.value, S>, grid.blocks(), grid.threads, 0, s, t);
+    });
   });
   if (has_sums) launch_reduce(p, r, s.partial, slabs, grid.geometry.columns, device);
 }

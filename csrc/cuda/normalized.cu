@@ -6,37 +6,12 @@
 namespace slaf_ext::cuda {
 namespace {
 
-// The sizes of the statistics: coeffs without its first column.
-std::vector<int64_t> statistics_sizes(const Tensor& coeffs) {
-  std::vector<int64_t> sizes(coeffs.sizes().begin(), coeffs.sizes().end());
-  sizes.back() -= 1;
-  return sizes;
-}
-
-void check_normalized(const Arguments& a) {
-  if (a.outside != Outside::extrapolate && a.outside != Outside::clamp)
-    throw std::invalid_argument("the fused normalised form knows the outsides 0 (extrapolate) and 2 (clamp) alone");
-}
-
-// Kernels read them where they lie.
-void check_statistics(const Tensor& t, const char* name, const Tensor& coeffs) {
-  const auto sizes = statistics_sizes(coeffs);
-  if (t.scalar_type() != ScalarType::Double || !t.is_contiguous() || !t.is_cuda() ||
-      t.get_device_index() != coeffs.get_device_index() ||
-      !std::equal(t.sizes().begin(), t.sizes().end(), sizes.begin(), sizes.end()))
-    throw std::invalid_argument(
-        std::string(name) + " is not what slaf_moments returns for this x and these coeffs: " +
-        "contiguous, float64, on their device, of the shape of coeffs without its first column");
-}
-
 std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence,
                                         int64_t dim, double center, double lo, double hi, int64_t outside) {
   CurrentStream device(x);
   const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
-  check_normalized(a);
-  if (a.x.numel() == 0) throw std::invalid_argument("x has no elements, and so no moments");
-  const auto sizes = statistics_sizes(coeffs);
-  const Tensor mean = empty(sizes, coeffs, ScalarType::Double), variance = empty(sizes, coeffs, ScalarType::Double);
+  a.check_normalized();
+  const Tensor mean = empty_statistics(coeffs), variance = empty_statistics(coeffs);
   const Problem p = problem_of(a);
   dispatch_storage(a.x.scalar_type(), [&](auto s) {
     run_moments<decltype(s)>(p, static_cast<double*>(mean.mutable_data_ptr()),
@@ -51,7 +26,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
                                                     double lo, double hi, int64_t outside, double eps, bool need_x) {
   CurrentStream device(x);
   const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
-  check_normalized(a);
+  a.check_normalized();
   check_statistics(mean, "mean", coeffs);
   check_statistics(variance, "variance", coeffs);
   const Tensor gy = a.lay_like_x(grad_output);

@@ -62,25 +62,6 @@ inline constexpr int normalized_blocks = [] {
   return std::max(1, 65536 / max_threads / ((words == 1 ? 24 : 68) + words * (packs * tile<S> + rows)));
 }();
 
-// A number with its derivative in x.
-template <typename P>
-struct Dual {
-  P value, slope;
-
-  template <typename T>
-  SLAF_INLINE friend Dual operator*(const Dual& p, T t) {
-    return {p.value * t, p.slope * t};
-  }
-  template <typename T>
-  SLAF_INLINE friend Dual operator+(const Dual& p, T t) {
-    return {p.value + t, p.slope};
-  }
-  SLAF_INLINE friend Dual operator*(const Dual& p, const Dual& q) {
-    return {p.value * q.value, p.value * q.slope + p.slope * q.value};
-  }
-  SLAF_INLINE friend Dual operator-(const Dual& p, const Dual& q) { return {p.value - q.value, p.slope - q.slope}; }
-};
-
 // A tile as the walk sees it.
 template <typename P>
 struct MappedTile {
