@@ -87,7 +87,9 @@ inline constexpr int vectors_a_step = [] {
   if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
   return bytes == 64 ? 6 : has_one_factor(kind) ? 4 : 3;
 }();
-constexpr int low_rows = 16;  // a multiple of most of these
+constexpr int units_ahead = 4;  // whose numbers a strip asks for in advance
+constexpr int low_rows =
+    8;  // where units share cache lines; a multiple of most of the above  // a multiple of most of these
 // Rows of a tile. As often, fp32 sums pass to fp64: many more additions would show beside sums by pairs.
 constexpr int tile_rows = 96;
 
@@ -138,7 +140,7 @@ SLAF_INLINE S* further(S* from, int64_t numbers) {
   return from == nullptr ? nullptr : from + numbers;
 }
 
-// Asks for the rows that come after a strip: processors foresee runs of memory, not columns.
+// Asks for numbers before their turn comes: processors foresee runs of memory, not columns.
 template <int count, unsigned pass, typename S>
 SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t distance, int64_t stride) {
 #pragma GCC unroll 8
@@ -168,9 +170,12 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
       if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += vectors * stride;
       if (has_out(pass)) out += vectors * stride;
     };
+    // A few units further on, or in the rows below.
+    const int next = unit + units_ahead;
+    const int64_t ahead = next < units ? units_ahead * W : s.rows * stride + (next - units - unit) * W;
     int left = s.rows;
     for (; left >= count; left -= count) {
-      if (stride != W) prefetch<count, pass>(x, seed, out, s.rows * stride, stride);
+      if (stride != W) prefetch<count, pass>(x, seed, out, ahead, stride);
       step<kind, bytes, pass, count>(x, seed, out, stride, rows, degree, coeffs, sums);
       advance(count);
     }
