@@ -87,9 +87,8 @@ inline constexpr int vectors_a_step = [] {
   if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
   return bytes == 64 ? 6 : has_one_factor(kind) ? 4 : 3;
 }();
-constexpr int units_ahead = 4;  // whose numbers a strip asks for in advance
-constexpr int low_rows =
-    8;  // where units share cache lines; a multiple of most of the above  // a multiple of most of these
+// Rows of a strip whose units share cache lines, so that they meet in L1; and how many units ahead it asks for numbers.
+constexpr int low_rows = 8, units_ahead = 4;
 // Rows of a tile. As often, fp32 sums pass to fp64: many more additions would show beside sums by pairs.
 constexpr int tile_rows = 96;
 
