@@ -21,7 +21,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // threads, so that sums are always added in the same order.
 struct Grid {
   Grid(const Layout& l, int64_t W, int64_t block_bytes) : by_lanes(l.inner < long_group && l.groups > 1) {
-    // Blocks of coefficients and of sums for the units of one task stay in L1.
+    // Blocks of coefficients and of sums for the units of one task stay in L2: narrower tasks would keep them in L1,
+    // but touch every page of memory more often.
     const int64_t fitting = std::max<int64_t>(1, 131072 / (2 * block_bytes));
     if (by_lanes) {
       outer = l.outer;
