@@ -19,6 +19,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -44,8 +45,8 @@ enum class Walk : int {
 };
 SLAF_INLINE constexpr bool has_one_factor(Walk kind) { return kind == Walk::uniform || kind == Walk::power; }
 
-// The rows as the kernels read them: row 0 is the first step, the `uniform` and `power` walks
-// read only row 1 after it.
+// The rows as the kernels read them. The walks with one factor read rows 0 and 1 alone, and apply row 0 to the factor:
+// phi_1 = a_0 (a_1 x + b_1) + b_0, so that x need not be kept. See `Recurrence::first`.
 template <typename T>
 struct Rows {
   const T* a;
@@ -53,11 +54,42 @@ struct Rows {
   const T* c;
 };
 
-// a_k x + b_k
+// A degree as the loops below take it: blocks * block + tail, where tail is 1 .. block, or 0 for degree 0. Where the
+// tail is a Constant, code for that tail alone, a block is of four steps and no test follows the blocks.
+template <typename Tail = int>
+struct Degree {
+  static constexpr int block = std::is_same_v<Tail, int> ? 2 : 4;
+  int blocks;
+  Tail tail;
+  SLAF_INLINE constexpr int value() const { return blocks * block + tail; }
+};
+template <int n>
+struct Constant {
+  SLAF_INLINE constexpr operator int() const { return n; }
+};
+template <typename Tail = int>
+SLAF_INLINE constexpr Degree<Tail> in_blocks(int degree) {
+  const int blocks = (degree - 1) / Degree<Tail>::block;
+  if constexpr (std::is_same_v<Tail, int>) return {blocks, degree - blocks * Degree<Tail>::block};
+  return {blocks, Tail{}};
+}
+
+// What the rows are applied to: x, or the one factor of all of them.
 template <Walk kind, typename V, typename T>
-SLAF_INLINE V factor_at(int k, const V& x, const Rows<T>& rows) {
-  const int row = has_one_factor(kind) && k > 0 ? 1 : k;
-  return x * rows.a[row] + rows.b[row];
+SLAF_INLINE V point_of(const V& x, const Rows<T>& rows) {
+  if constexpr (has_one_factor(kind)) return x * rows.a[1] + rows.b[1];
+  return x;
+}
+
+// a_k x + b_k: for k = 0, and for k >= 1
+template <typename V, typename T>
+SLAF_INLINE V first_factor(const V& point, const Rows<T>& rows) {
+  return point * rows.a[0] + rows.b[0];
+}
+template <Walk kind, typename V, typename T>
+SLAF_INLINE V factor_at(int k, const V& point, const Rows<T>& rows) {
+  if constexpr (has_one_factor(kind)) return point;
+  return point * rows.a[k] + rows.b[k];
 }
 
 // t - c_k u, with what the kind of walk says of c_k, k >= 1
@@ -69,57 +101,75 @@ SLAF_INLINE V less_product(const V& t, int k, const Rows<T>& rows, const V& u) {
 }
 
 // Calls visit(k, seed * phi_k(x)) for k = 0 .. degree. V is a number, or a pack of numbers.
-template <Walk kind, typename V, typename T, typename Degree, typename Visit>
-SLAF_INLINE void walk(const V& x, const V& seed, const Rows<T>& rows, Degree degree, Visit&& visit) {
+template <Walk kind, typename V, typename T, typename Tail, typename Visit>
+SLAF_INLINE void walk(const V& x, const V& seed, const Rows<T>& rows, const Degree<Tail>& degree, Visit&& visit) {
   visit(0, seed);
-  if (degree == 0) return;
-  V even = seed, odd = factor_at<kind>(0, x, rows) * seed, factor = x;
-  if (has_one_factor(kind) && degree > 1) factor = factor_at<kind>(1, x, rows);
-  // Two steps at a time, so that no number moves from one variable to another.
+  if (degree.tail == 0) return;
+  const V point = point_of<kind>(x, rows);
+  V even = seed, odd = first_factor(point, rows) * seed;
+  // Visits phi_k = `now`, and turns phi_{k-1} into phi_{k+1}: two variables take turns, and no number moves.
+  const auto step = [&](int k, const V& now, V& before) __attribute__((always_inline)) {
+    visit(k, now);
+    before = less_product<kind>(factor_at<kind>(k, point, rows) * now, k, rows, before);
+  };
   int k = 1;
 #ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
-  for (; k + 1 < degree; k += 2) {
-    visit(k, odd);
-    if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(k, x, rows);
-    even = less_product<kind>(factor * odd, k, rows, even);
-    visit(k + 1, even);
-    if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(k + 1, x, rows);
-    odd = less_product<kind>(factor * even, k + 1, rows, odd);
+  for (int block = 0; block < degree.blocks; ++block, k += Degree<Tail>::block) {
+    step(k, odd, even);
+    step(k + 1, even, odd);
+    if constexpr (Degree<Tail>::block == 4) {
+      step(k + 2, odd, even);
+      step(k + 3, even, odd);
+    }
   }
-  visit(k, odd);
-  if (k == degree) return;
-  if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(k, x, rows);
-  visit(k + 1, less_product<kind>(factor * odd, k, rows, even));
+  if (degree.tail > 1) step(k, odd, even);
+  if (degree.tail > 2) step(k + 1, even, odd);
+  if (degree.tail > 3) step(k + 2, odd, even);
+  if (degree.tail % 2 == 1) {
+    visit(k + degree.tail - 1, odd);
+  } else {
+    visit(k + degree.tail - 1, even);
+  }
 }
 
 // sum_k coeffs(k) phi_k(x) by Clenshaw's recurrence, the transpose of the walk: it is s_0 of
 //
 //     s_k = coeffs_k + (a_k x + b_k) s_{k+1} - c_{k+1} s_{k+2},   s_{degree+1} = s_{degree+2} = 0
-template <Walk kind, typename V, typename T, typename Coeffs>
-SLAF_INLINE V expand(const V& x, const Rows<T>& rows, int degree, Coeffs&& coeffs) {
-  if (degree == 0) return coeffs(0);
-  V later = coeffs(degree), factor = factor_at<kind>(degree - 1, x, rows);
-  V current = factor * later + coeffs(degree - 1);
-  if (degree == 1) return current;
-  int k = degree - 2;
+template <Walk kind, typename V, typename T, typename Tail, typename Coeffs>
+SLAF_INLINE V expand(const V& x, const Rows<T>& rows, const Degree<Tail>& degree, Coeffs&& coeffs) {
+  if (degree.tail == 0) return coeffs(0);
+  const V point = point_of<kind>(x, rows);
+  // Turns s_{k+2} into s_k, given s_{k+1} = `next`.
+  const auto step = [&](int k, const V& next, V& later) __attribute__((always_inline)) {
+    later = factor_at<kind>(k, point, rows) * next + less_product<kind>(coeffs(k), k + 1, rows, later);
+  };
+  // After s_top and s_{top-1} the sums as far as s_1 are whole blocks, and the rest.
+  const int top = degree.value(), rest = degree.tail == 1 ? Degree<Tail>::block - 1 : degree.tail - 2;
+  V even = coeffs(top), odd = even;
+  if (top > 1) {
+    odd = factor_at<kind>(top - 1, point, rows) * even + coeffs(top - 1);
+    int k = top - 2;
 #ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
-  for (; k > 1; k -= 2) {
-    if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(k, x, rows);
-    later = factor * current + less_product<kind>(coeffs(k), k + 1, rows, later);
-    if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(k - 1, x, rows);
-    current = factor * later + less_product<kind>(coeffs(k - 1), k, rows, current);
+    for (int block = degree.tail == 1; block < degree.blocks; ++block, k -= Degree<Tail>::block) {
+      step(k, odd, even);
+      step(k - 1, even, odd);
+      if constexpr (Degree<Tail>::block == 4) {
+        step(k - 2, odd, even);
+        step(k - 3, even, odd);
+      }
+    }
+    if (rest > 0) step(k, odd, even);
+    if (rest > 1) step(k - 1, even, odd);
+    if (rest > 2) step(k - 2, odd, even);
   }
-  if (k == 1) {
-    if constexpr (!has_one_factor(kind)) factor = factor_at<kind>(1, x, rows);
-    const V sum = factor * current + less_product<kind>(coeffs(1), 2, rows, later);
-    later = current;
-    current = sum;
-  }
-  return factor_at<kind>(0, x, rows) * current + less_product<kind>(coeffs(0), 1, rows, later);
+  const auto last = [&](const V& next, const V& later) __attribute__((always_inline)) {
+    return first_factor(point, rows) * next + less_product<kind>(coeffs(0), 1, rows, later);
+  };
+  return rest % 2 == 1 ? last(even, odd) : last(odd, even);
 }
 
 // A number, or a pack of them, and its derivative in x: a walk over these visits phi_k(x) and phi_k'(x).
@@ -147,11 +197,18 @@ struct Dual {
 struct Recurrence {
   Walk kind;
   std::vector<double> a, b, c, scale;
+
+  // Row 0 as a walk of some kind reads it.
+  Row first(Walk walked) const {
+    if (!has_one_factor(walked)) return {a[0], b[0], 0.0};
+    return {a[0] / a[1], b[0] - b[1] * (a[0] / a[1]), 0.0};
+  }
 };
 
 inline Recurrence prepare(const std::vector<Row>& rows) {
   const size_t degree = rows.size();
   Recurrence r{Walk::general, {}, {}, {}, std::vector<double>(degree + 1, 1.0)};
+  for (auto* numbers : {&r.a, &r.b, &r.c}) numbers->reserve(degree + 1);
   bool no_c = true, scalable = true;
   for (size_t k = 1; k < degree; ++k) no_c = no_c && rows[k].c == 0.0;
   for (size_t k = 1; k < degree; ++k) {
@@ -163,15 +220,24 @@ inline Recurrence prepare(const std::vector<Row>& rows) {
   if (!scalable) r.scale.assign(degree + 1, 1.0);
   // Equal but for the rounding of the scales.
   const auto equal = [](double t, double u) { return std::abs(t - u) <= 0x1p-50 * std::abs(u); };
-  bool one_factor = true;
+  bool one_factor = degree > 0;
   for (size_t k = 0; k < degree; ++k) {
     const double s = r.scale[k] / r.scale[k + 1];
     r.a.push_back(rows[k].a * s);
     r.b.push_back(rows[k].b * s);
-    r.c.push_back(k > 0 ? rows[k].c * (r.scale[k - 1] / r.scale[k + 1]) : 0.0);
+    r.c.push_back(k == 0 || no_c ? 0.0 : scalable ? 1.0 : rows[k].c);
     if (k > 1) one_factor = one_factor && equal(r.a[k], r.a[1]) && equal(r.b[k], r.b[1]);
   }
-  if (scalable) r.kind = !one_factor ? (no_c ? Walk::general : Walk::scaled) : no_c ? Walk::power : Walk::uniform;
+  if (degree == 1) {  // a second row, the factor x, so that this table has one factor too
+    r.a.push_back(1.0);
+    r.b.push_back(0.0);
+    r.c.push_back(0.0);
+  }
+  if (scalable && one_factor) {
+    r.kind = no_c ? Walk::power : Walk::uniform;
+  } else if (scalable && !no_c) {
+    r.kind = Walk::scaled;
+  }
   return r;
 }
 

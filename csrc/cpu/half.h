@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "../recurrence.h"
@@ -37,8 +38,9 @@ template <typename S, typename U, typename F>
 SLAF_INLINE U narrow_bits(F t) {
   const U bits = __builtin_bit_cast(U, t), zero = bits ^ bits;
   if constexpr (std::is_same_v<S, BFloat16>) {
-    const U rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return rounded | (t != t ? zero + 0x7fc0u : zero);
+    // A NaN whose last 16 bits are set would be rounded to -0. There is none: they come from numbers of 16 bits, from
+    // an operation, or from coefficients, which `quiet` has seen.
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   }
   const U magnitude = bits & 0x7fffffffu;
   // Normal numbers: move the bias and round in the integer; what overflows becomes 0x7c00, inf.
@@ -48,6 +50,12 @@ SLAF_INLINE U narrow_bits(F t) {
   const U large = magnitude > 0x7f800000u ? zero + 0x7e00u : zero + 0x7c00u;
   const U small = magnitude < (113u << 23) ? subnormal : normal;
   return (magnitude >= (143u << 23) ? large : small) | (bits >> 16 & 0x8000u);
+}
+
+// A number as it is, but all NaNs alike.
+template <typename T>
+SLAF_INLINE T quiet(T t) {
+  return t == t ? t : std::numeric_limits<T>::quiet_NaN();
 }
 
 SLAF_INLINE double widen(double t) { return t; }

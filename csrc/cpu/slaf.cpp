@@ -1,7 +1,6 @@
 // The operators on the CPU: how the work is cut, and the coefficients before and after the sweep.
 #include <cmath>
 #include <memory>
-#include <stdexcept>
 
 #include "../ops.h"
 #include "isa.h"
@@ -121,34 +120,34 @@ int64_t block_rows(const Arguments& a, unsigned pass = forward) {
   return a.outside == Outside::linear ? K + 2 : K;
 }
 
-// The room that tasks of one thread share.
+// Room for numbers, uninitialised, that begins on a cache line, so that no vector lies across two.
 template <typename T>
-class Rooms {
+class Buffer {
  public:
-  Rooms(int64_t numbers, int64_t scratch)
-      : sums_(new T[numbers]), totals_(new double[numbers]), scratch_(new T[scratch]) {}
-  Room<T> room() const { return {sums_.get(), totals_.get(), scratch_.get()}; }
+  explicit Buffer(int64_t numbers) : room_(new T[numbers + line / sizeof(T)]) {}
+  T* data() const { return room_.get() + (-reinterpret_cast<uintptr_t>(room_.get()) % line) / sizeof(T); }
 
  private:
-  std::unique_ptr<T[]> sums_;
-  std::unique_ptr<double[]> totals_;
-  std::unique_ptr<T[]> scratch_;
+  static constexpr size_t line = 64;
+  std::unique_ptr<T[]> room_;
 };
 
 // A block of coefficients for every unit, as the sweep reads them.
 template <typename T>
-std::vector<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, int64_t W) {
+Buffer<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, int64_t W) {
   const int64_t rows = static_cast<int64_t>(coeffs.values.size()) / coeffs.groups;
-  std::vector<T> blocks(grid.units * rows * W);
+  Buffer<T> blocks(grid.units * rows * W);
+  if (grid.by_lanes) std::fill_n(blocks.data(), grid.units * rows * W, T(0));  // lanes that no group has
   for (int64_t k = 0; k < rows; ++k) {
+    const auto number = [&](int64_t g) { return static_cast<T>(quiet(coeffs[k][g])); };
     for (int64_t u = 0; u < grid.units; ++u) {
-      T* to = &blocks[(u * rows + k) * W];
+      T* to = blocks.data() + (u * rows + k) * W;
       if (!grid.by_lanes) {
-        std::fill_n(to, W, static_cast<T>(coeffs[k][u]));
+        std::fill_n(to, W, number(u));
       } else if (const int64_t lanes = std::min(W, grid.inner - u * W); layout.inner == 1) {
-        for (int64_t i = 0; i < lanes; ++i) to[i] = static_cast<T>(coeffs[k][u * W + i]);
+        for (int64_t i = 0; i < lanes; ++i) to[i] = number(u * W + i);
       } else {
-        for (int64_t i = 0; i < lanes; ++i) to[i] = static_cast<T>(coeffs[k][(u * W + i) / layout.inner]);
+        for (int64_t i = 0; i < lanes; ++i) to[i] = number((u * W + i) / layout.inner);
       }
     }
   }
@@ -180,16 +179,22 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a, pass), block = rows * W;
   const Grid grid(a.layout, W, block * static_cast<int64_t>(sizeof(T)));
 
-  const std::vector<T> expanded = expand<T>(coeffs, grid, a.layout, W);
-  const std::vector<T> A(recurrence.a.begin(), recurrence.a.end()), B(recurrence.b.begin(), recurrence.b.end()),
-      C(recurrence.c.begin(), recurrence.c.end());
-  const Kernels<S> kernel = kernels<S>(pass, recurrence.kind, isa);
+  const Buffer<T> expanded = expand<T>(coeffs, grid, a.layout, W);
+  std::vector<T> A(recurrence.a.begin(), recurrence.a.end()), B(recurrence.b.begin(), recurrence.b.end());
+  const std::vector<T> C(recurrence.c.begin(), recurrence.c.end());
+  if (a.degree() > 0) {
+    const Row first = recurrence.first(walked(pass, recurrence.kind));
+    A[0] = static_cast<T>(first.a);
+    B[0] = static_cast<T>(first.b);
+  }
+  const Kernels<S> kernel = kernels<S>(pass, recurrence.kind, a.degree(), !grid.by_lanes, isa);
   const Sweep<S> s{pass,
                    static_cast<const S*>(a.x.const_data_ptr()),
                    static_cast<const S*>(grad_output),
                    static_cast<S*>(out),
                    kernel.steps,
-                   kernels<T>(pass, recurrence.kind, isa).steps,
+                   kernels<T>(pass, recurrence.kind, a.degree(), true, isa).steps,
+                   vectors_a_step(walked(pass, recurrence.kind), vector_bytes(isa), pass),
                    {A.data(), B.data(), C.data()},
                    a.degree(),
                    static_cast<T>(a.center),
@@ -206,13 +211,14 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   const int64_t unit_size = grid.by_lanes ? block : rows, cell_size = grid.units * unit_size;
   std::vector<double> partial(has_sums(pass) ? grid.cells * cell_size : 0);
   const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks() / a.x.numel());
-  const int64_t tile_numbers = tile_rows * W;
   torch::stable::parallel_for(0, grid.tasks(), grain, [&](int64_t begin, int64_t end) {
-    const Rooms<T> rooms(grid.unit_block * block, 4 * tile_numbers);
+    const int64_t numbers = has_sums(pass) ? grid.unit_block * block : 0;
+    const Buffer<T> sums(numbers);
+    const Buffer<double> totals(numbers);
     for (int64_t index = begin; index < end; ++index) {
       const Task task = grid.task(index);
       double* own = has_sums(pass) ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
-      kernel.run_task(s, task, rooms.room(), own);
+      kernel.run_task(s, task, sums.data(), totals.data(), own);
     }
   });
 

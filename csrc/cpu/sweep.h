@@ -31,8 +31,14 @@ constexpr bool has_sums(unsigned pass) { return (pass & (coeffs_gradient | momen
 
 enum class Edge { extrapolate, zero, clamp, linear };
 
-// `rows` rows, `stride` numbers apart, of `units` vectors side by side. Each unit has a block of
-// coefficients and, if the pass has sums, one of sums, `block` numbers after those of the unit before it.
+// A pointer `numbers` further on, if it points to anything.
+template <typename S>
+SLAF_INLINE S* further(S* from, int64_t numbers) {
+  return from == nullptr ? nullptr : from + numbers;
+}
+
+// `rows` rows, a multiple of the step, `stride` numbers apart, of `units` vectors side by side. Each unit has a block
+// of coefficients and, if the pass has sums, one of sums, `block` numbers after those of the unit before it.
 template <typename S, typename T = compute_t<S>>
 struct Strip {
   const S* x;
@@ -57,7 +63,8 @@ struct Sweep {
   const S* grad_output;       // if the pass has a seed
   S* out;                     // y, or the gradient in x
   Steps<S, T> steps;          // for numbers as they lie in memory,
-  Steps<T, T> scratch_steps;  // and for those that something was done to before
+  Steps<T, T> scratch_steps;  // and for those that something was done to before,
+  int step;                   // so many vectors at a time
   Rows<T> table;
   int degree;
   T center, lo, hi;  // the walk sees clamp(x, lo, hi) - center
@@ -81,22 +88,25 @@ struct Task {
 };
 
 // Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them.
-template <Walk kind, int bytes, unsigned pass>
-inline constexpr int vectors_a_step = [] {
+constexpr int vectors_a_step(Walk kind, int bytes, unsigned pass) {
   if (pass == forward) return bytes == 64 ? 8 : 4;
   if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
   return bytes == 64 ? 6 : has_one_factor(kind) ? 4 : 3;
-}();
-// Rows of a strip whose units share cache lines, so that they meet in L1; and how many units ahead it asks for numbers.
+}
+// Rows, about, of a strip whose units share cache lines, so that they meet in L1; and how many units ahead it asks for
+// numbers.
 constexpr int low_rows = 8, units_ahead = 4;
-// Rows of a tile. As often, fp32 sums pass to fp64: many more additions would show beside sums by pairs.
+// Rows of a tile, a multiple of all steps.
 constexpr int tile_rows = 96;
+// Rows whose sums are kept in fp32 before they pass to fp64: many more additions would show beside sums by pairs.
+constexpr int summed_rows = 192;
 
 // `count` vectors of one unit, `stride` numbers apart.
-template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T>
-SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const Rows<T>& table, int degree,
-                      const T* coeffs, T* sums) {
+template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T, typename Tail>
+SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const Rows<T>& table,
+                      const Degree<Tail>& degree, const T* coeffs, T* sums) {
   constexpr int W = bytes / sizeof(T);
+  const int K = degree.value() + 1;
   using P = Pack<T, bytes, count>;
   const auto row = [&](const T* block, int k) __attribute__((always_inline)) { return load<bytes>(block + k * W); };
   const auto add = [&](T* block, int k, const P& p)
@@ -106,7 +116,7 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const R
     const auto coeff = [&](int k) __attribute__((always_inline)) { return P::filled(row(coeffs, k)); };
     expand<kind>(point, table, degree, coeff).write(out, stride);
   } else if constexpr (pass == normalized_gradient) {
-    const T *u = coeffs + (degree + 1) * W, *v = u + (degree + 1) * W;
+    const T *u = coeffs + K * W, *v = u + K * W;
     const P g = P::read(seed, stride);
     const Dual<P> dual{point, P::filled(T(1))}, one{P::filled(T(1)), P::filled(T(0))};
     P sum = P::filled(T(0));
@@ -120,23 +130,19 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const R
     walk<kind>(point, first, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
       const P shifted = psi - first * row(coeffs, k);
       add(sums, k, shifted);
-      if constexpr (pass == moments) add(sums, degree + 1 + k, shifted * shifted);
+      if constexpr (pass == moments) add(sums, K + k, shifted * shifted);
     });
   } else {
     const P g = P::read(seed, stride);
-    P slope = P::filled(T(0));
+    P slope;
     walk<kind>(point, g, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
-      if constexpr ((pass & input_gradient) != 0) slope = slope + psi * row(coeffs, k);
       if constexpr ((pass & coeffs_gradient) != 0) add(sums, k, psi);
+      if constexpr ((pass & input_gradient) != 0) {
+        slope = k == 0 ? psi * row(coeffs, k) : slope + psi * row(coeffs, k);
+      }
     });
     if constexpr ((pass & input_gradient) != 0) slope.write(out, stride);
   }
-}
-
-// A pointer `numbers` further on, if it points to anything.
-template <typename S>
-SLAF_INLINE S* further(S* from, int64_t numbers) {
-  return from == nullptr ? nullptr : from + numbers;
 }
 
 // Asks for numbers before their turn comes: processors foresee runs of memory, not columns.
@@ -151,48 +157,50 @@ SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t dista
   }
 }
 
-template <Walk kind, int bytes, unsigned pass, typename S, typename T>
+// The walk over a strip. Code for one tail of the degree is for vectors that lie one after another.
+template <Walk kind, int bytes, unsigned pass, typename Tail, typename S, typename T>
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
-  constexpr int count = vectors_a_step<kind, bytes, pass>, W = bytes / sizeof(T);
+  constexpr int count = vectors_a_step(kind, bytes, pass), W = bytes / sizeof(T);
+  constexpr bool dense = !std::is_same_v<Tail, int>;
   // Copies, since what is written could overlap the originals for all that a compiler knows.
-  const Rows<T> rows = table;
-  const int64_t stride = s.stride, block = s.block;
-  const int units = s.units;
+  T a[2], b[2];
+  Rows<T> rows = table;
+  if constexpr (has_one_factor(kind)) {
+    std::copy_n(table.a, 2, a);
+    std::copy_n(table.b, 2, b);
+    rows = {a, b, nullptr};
+  }
+  const Degree<Tail> n = in_blocks<Tail>(degree);
+  const int64_t stride = dense ? W : s.stride, block = s.block;
+  const int units = dense ? 1 : s.units;
   for (int unit = 0; unit < units; ++unit) {
     const T* coeffs = s.coeffs + unit * block;
-    T* sums = has_sums(pass) ? s.sums + unit * block : nullptr;
+    T* sums = further(s.sums, unit * block);
     const S* x = s.x + unit * W;
     const S* seed = further(s.seed, unit * W);
     S* out = further(s.out, unit * W);
-    const auto advance = [&](int vectors) __attribute__((always_inline)) {
-      x += vectors * stride;
-      if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += vectors * stride;
-      if (has_out(pass)) out += vectors * stride;
-    };
     // A few units further on, or in the rows below.
     const int next = unit + units_ahead;
     const int64_t ahead = next < units ? units_ahead * W : s.rows * stride + (next - units - unit) * W;
-    int left = s.rows;
-    for (; left >= count; left -= count) {
+    for (int left = s.rows; left > 0; left -= count) {
       if (stride != W) prefetch<count, pass>(x, seed, out, ahead, stride);
-      step<kind, bytes, pass, count>(x, seed, out, stride, rows, degree, coeffs, sums);
-      advance(count);
-    }
-    for (; left > 0; --left) {
-      step<kind, bytes, pass, 1>(x, seed, out, stride, rows, degree, coeffs, sums);
-      advance(1);
+      step<kind, bytes, pass, count>(x, seed, out, stride, rows, n, coeffs, sums);
+      x += count * stride;
+      if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += count * stride;
+      if (has_out(pass)) out += count * stride;
     }
   }
 }
 
-// Reads a tile, and fills up vectors that are cut short with zeros. Where a unit is a group only the
-// last vector can be short: `lanes` numbers; where it is a column of lanes, all are.
+// Reads a tile, and fills up vectors that are cut short, and rows as far as `padded`, with zeros. Where a unit is a
+// group only the last vector can be short: `lanes` numbers; where it is a column of lanes, all are.
 template <int W, typename S, typename T>
-SLAF_INLINE void gather(const S* from, int64_t stride, int rows, int lanes, bool by_lanes, T* __restrict__ to) {
+SLAF_INLINE void gather(const S* from, int64_t stride, int rows, int padded, int lanes, bool by_lanes,
+                        T* __restrict__ to) {
+  const int n = by_lanes ? rows * W : (rows - 1) * W + lanes;
+  for (int i = n; i < padded * W; ++i) to[i] = T(0);
   if (!by_lanes) {
-    const int n = (rows - 1) * W + lanes;
     for (int i = 0; i < n; ++i) to[i] = widen(from[i]);
-    for (int i = n; i < rows * W; ++i) to[i] = T(0);
   } else if (lanes == W) {
     for (int row = 0; row < rows; ++row) {
       for (int i = 0; i < W; ++i) to[row * W + i] = widen(from[row * stride + i]);
@@ -216,28 +224,30 @@ SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, i
 }
 
 // `rows` vectors of one unit, cut short to `lanes` as in `gather`, the first at `offset`. Numbers that need more than
-// the recurrence (a domain, a vector cut short) pass through `scratch`, four tiles that stay in L1.
+// the recurrence (a domain, a vector cut short, too few rows for a step) pass through four tiles that stay in L1.
 template <int bytes, typename S, typename T>
 SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int rows, int lanes, const T* coeffs,
-                      T* sums, T* scratch) {
+                      T* sums) {
   constexpr int W = bytes / sizeof(T);
   using V = Vector<T, bytes>;
-  const int n = rows * W;
+  const int padded = (rows + s.step - 1) / s.step * s.step, n = padded * W;
   const T lo = s.lo, hi = s.hi, center = s.center;
+  alignas(bytes) T scratch[4 * tile_rows * W];
   T* __restrict__ raw = scratch;
   T* __restrict__ mapped = raw + tile_rows * W;
   T* __restrict__ seeds = mapped + tile_rows * W;
   T* __restrict__ beyond = seeds + tile_rows * W;
-  gather<W>(s.x + offset, stride, rows, lanes, s.by_lanes, raw);
+  gather<W>(s.x + offset, stride, rows, padded, lanes, s.by_lanes, raw);
   if (s.edge == Edge::extrapolate) {
     for (int i = 0; i < n; ++i) mapped[i] = raw[i] - center;
   } else {
     for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo ? lo : raw[i] > hi ? hi : raw[i]) - center;
   }
   if (s.pass == moments) {
-    for (int i = 0; i < n; ++i) seeds[i] = s.by_lanes || i < (rows - 1) * W + lanes ? T(1) : T(0);
+    const int given = s.by_lanes ? rows * W : (rows - 1) * W + lanes;
+    for (int i = 0; i < n; ++i) seeds[i] = i < given ? T(1) : T(0);
   } else if (has_seed(s.pass)) {
-    gather<W>(s.grad_output + offset, stride, rows, lanes, s.by_lanes, seeds);
+    gather<W>(s.grad_output + offset, stride, rows, padded, lanes, s.by_lanes, seeds);
     if (s.edge == Edge::zero) {
       for (int i = 0; i < n; ++i) seeds[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : seeds[i];
     }
@@ -257,7 +267,7 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
     }
   }
   const bool with_seeds = has_seed(s.pass) || s.pass == moments;
-  s.scratch_steps({mapped, with_seeds ? seeds : nullptr, mapped, W, rows, 1, coeffs, sums, 0}, s.table, s.degree);
+  s.scratch_steps({mapped, with_seeds ? seeds : nullptr, mapped, W, padded, 1, coeffs, sums, 0}, s.table, s.degree);
   if (!has_out(s.pass)) return;
   if (s.pass == forward && s.edge == Edge::linear) {
     const T* slopes = coeffs + (s.degree + 1) * W;
@@ -274,24 +284,15 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
   scatter<W>(mapped, stride, rows, lanes, s.by_lanes, s.out + offset);
 }
 
-// Where a task keeps what it works with: sums in T for a few rows, in fp64 for all, and room for `tile`.
-template <typename T>
-struct Room {
-  T* sums;
-  double* totals;
-  T* scratch;
-};
-
-// A task. `partial` receives the sums of its units: a block each where lanes differ, and else the block's rows,
-// summed over their lanes.
+// A task. `sums`, of a few rows, and `totals`, of all, are room for those of its units. `partial` receives the sums of
+// its units: a block each where lanes differ, and else the block's rows, summed over their lanes.
 template <int bytes, typename S, typename T>
-SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const Room<T>& room, double* partial) {
+SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, T* __restrict__ sums, double* __restrict__ totals,
+                          double* partial) {
   constexpr int W = bytes / sizeof(T);
   const int64_t block = int64_t{s.block_rows} * W, units = task.unit_end - task.unit_begin;
   const int64_t numbers = has_sums(s.pass) ? units * block : 0;
   const T* coeffs = s.coeffs + task.unit_begin * block;
-  T* __restrict__ sums = room.sums;
-  double* __restrict__ totals = room.totals;
   std::fill_n(sums, numbers, T(0));
   std::fill_n(totals, numbers, 0.0);
   int64_t unflushed = 0;
@@ -311,40 +312,42 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const Room<T>&
             s.table, s.degree);
   };
 
-  // Where units share cache lines, their tiles are low enough to meet in L1.
-  const int64_t low =
-      direct ? low_rows : std::clamp<int64_t>(2048 / (units * bytes) / low_rows * low_rows, low_rows, tile_rows);
-  const int64_t tallest = s.by_lanes ? low : tile_rows;
+  // Where units share cache lines, their tiles are low enough to meet in L1. Nothing but sums limits a long strip.
   const int64_t length = task.inner_end - task.inner_begin;
+  const int64_t low = direct ? std::max(low_rows / s.step, 1) * s.step
+                             : std::clamp<int64_t>(2048 / (units * bytes) / s.step * s.step, low_rows, tile_rows);
+  const int64_t longest = has_sums(s.pass) ? summed_rows : length / W + 1;
+  const int64_t tallest = s.by_lanes ? low : direct ? longest : tile_rows;
   for (int64_t o = task.outer_begin; o < task.outer_end; o += s.by_lanes ? tallest : 1) {
     for (int64_t done = 0; done < length; done += tallest * W) {
       int64_t rows;
       if (s.by_lanes) {
         rows = std::min(task.outer_end - o, tallest);
         const int64_t first = task.unit_begin * W, offset = o * s.inner + first;
-        const int64_t whole = direct ? std::min(units, (s.inner - first) / W) : 0;
-        strip(offset, s.inner, rows, whole, 0);
-        for (int64_t u = whole; u < units; ++u) {
+        const int64_t whole = direct ? std::min(units, (s.inner - first) / W) : 0, steps = rows / s.step * s.step;
+        strip(offset, s.inner, steps, whole, 0);
+        for (int64_t u = steps < rows ? 0 : whole; u < units; ++u) {
+          const int64_t begin = u < whole ? steps : 0;
           const int lanes = static_cast<int>(std::min<int64_t>(W, s.inner - first - u * W));
-          tile<bytes>(s, offset + u * W, s.inner, static_cast<int>(rows), lanes, coeffs + u * block, sums + u * block,
-                      room.scratch);
+          tile<bytes>(s, offset + begin * s.inner + u * W, s.inner, static_cast<int>(rows - begin), lanes,
+                      coeffs + u * block, sums + u * block);
         }
         done = length;
       } else {
         const int64_t left = std::min(length - done, tallest * W);
         rows = (left + W - 1) / W;
-        const int64_t whole = direct ? left / W : 0;
+        const int64_t whole = direct ? left / W / s.step * s.step : 0;
         for (int64_t u = 0; u < units; ++u) {
           const int64_t offset = (o * s.units + task.unit_begin + u) * s.inner + task.inner_begin + done;
           strip(offset, W, whole, 1, u);
           if (whole < rows) {
             const int last = static_cast<int>(left - (rows - 1) * W);
             tile<bytes>(s, offset + whole * W, W, static_cast<int>(rows - whole), last, coeffs + u * block,
-                        sums + u * block, room.scratch);
+                        sums + u * block);
           }
         }
       }
-      if ((unflushed += rows) >= tile_rows) flush();
+      if ((unflushed += rows) >= summed_rows) flush();
     }
   }
   flush();

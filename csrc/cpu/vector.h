@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "half.h"
 
@@ -54,77 +55,47 @@ SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
     if constexpr (has_conversions<bytes> && std::is_same_v<S, Half>) {
       asm("vcvtps2ph $0, %1, %0" : "=m"(bits) : "v"(v));  // 0: to nearest, ties to even
     } else {
-      bits = __builtin_convertvector(narrow_bits<S, Vector<uint32_t, bytes>>(v), Vector<uint16_t, bytes / 2>);
+      const auto words = narrow_bits<S, Vector<uint32_t, bytes>>(v);
+      if constexpr (bytes == 32 && has_conversions<bytes>) {
+        Vector<uint16_t, 16> halves;
+        asm("vextracti128 $1, %1, %0\n\tvpackusdw %0, %x1, %0" : "=&x"(halves) : "x"(words));
+        bits = halves;
+      } else {
+        bits = __builtin_convertvector(words, Vector<uint16_t, bytes / 2>);
+      }
     }
   } else {
     *reinterpret_cast<typename VectorOf<S, bytes>::anywhere*>(to) = v;
   }
 }
 
-// `count` vectors worked on side by side, which hides the latency of the recurrence. Loops over them are
-// unrolled so that the vectors live in registers.
-template <typename T, int bytes, int count>
-struct Pack {
+// `count` vectors worked on side by side, which hides the latency of the recurrence. Written without loops, which the
+// compiler would have to unroll before it keeps the vectors in registers.
+template <typename T, int bytes, int count, typename = std::make_integer_sequence<int, count>>
+struct Pack;
+template <typename T, int bytes, int count, int... u>
+struct Pack<T, bytes, count, std::integer_sequence<int, u...>> {
   using V = Vector<T, bytes>;
   V v[count];
 
-  SLAF_INLINE static Pack filled(const V& t) {
-    Pack p;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) p.v[u] = t;
-    return p;
-  }
+  SLAF_INLINE static Pack filled(const V& t) { return {{((void)u, t)...}}; }
   SLAF_INLINE static Pack filled(T t) { return filled(t - V{}); }  // t + 0 would not be t for -0
   template <typename S>
   SLAF_INLINE static Pack read(const S* from, int64_t stride) {
-    Pack p;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) p.v[u] = load<bytes>(from + u * stride);
-    return p;
+    return {{load<bytes>(from + u * stride)...}};
   }
   template <typename S>
   SLAF_INLINE void write(S* to, int64_t stride) const {
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) store<bytes>(to + u * stride, v[u]);
+    (store<bytes>(to + u * stride, v[u]), ...);
   }
-  SLAF_INLINE V total() const {
-    V sum = v[0];
-#pragma GCC unroll 8
-    for (int u = 1; u < count; ++u) sum += v[u];
-    return sum;
-  }
-  SLAF_INLINE friend Pack operator*(const Pack& p, const Pack& q) {
-    Pack r;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] * q.v[u];
-    return r;
-  }
-  SLAF_INLINE friend Pack operator*(const Pack& p, const V& t) {
-    Pack r;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] * t;
-    return r;
-  }
+  SLAF_INLINE V total() const { return (... + v[u]); }
+  SLAF_INLINE friend Pack operator*(const Pack& p, const Pack& q) { return {{(p.v[u] * q.v[u])...}}; }
+  SLAF_INLINE friend Pack operator*(const Pack& p, const V& t) { return {{(p.v[u] * t)...}}; }
   SLAF_INLINE friend Pack operator*(const Pack& p, T t) { return p * (t - V{}); }
-  SLAF_INLINE friend Pack operator+(const Pack& p, const Pack& q) {
-    Pack r;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + q.v[u];
-    return r;
-  }
-  SLAF_INLINE friend Pack operator+(const Pack& p, const V& t) {
-    Pack r;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] + t;
-    return r;
-  }
+  SLAF_INLINE friend Pack operator+(const Pack& p, const Pack& q) { return {{(p.v[u] + q.v[u])...}}; }
+  SLAF_INLINE friend Pack operator+(const Pack& p, const V& t) { return {{(p.v[u] + t)...}}; }
   SLAF_INLINE friend Pack operator+(const Pack& p, T t) { return p + (t - V{}); }
-  SLAF_INLINE friend Pack operator-(const Pack& p, const Pack& q) {
-    Pack r;
-#pragma GCC unroll 8
-    for (int u = 0; u < count; ++u) r.v[u] = p.v[u] - q.v[u];
-    return r;
-  }
+  SLAF_INLINE friend Pack operator-(const Pack& p, const Pack& q) { return {{(p.v[u] - q.v[u])...}}; }
 };
 
 }  // namespace slaf_ext::cpu

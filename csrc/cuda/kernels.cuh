@@ -221,9 +221,10 @@ __device__ __forceinline__ void dispatch_access(Access access, const F& f) {
 
 // One tile of a thread, whose cursor passes on to the next. Coefficient k is coeffs[k]. Calls
 // sum(k, t) with the sums of grad_output psi_k over the tile, and adds those beyond the edges to `below` and `above`.
-template <Walk kind, bool has_sums, int certain, typename S, typename T, typename Sum>
-__device__ __forceinline__ void sweep_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table, int degree,
-                                           const T* coeffs, T& below, T& above, const Sum& sum) {
+template <Walk kind, bool has_sums, int certain, typename S, typename T, typename Tail, typename Sum>
+__device__ __forceinline__ void sweep_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table,
+                                           const Degree<Tail>& degree, const T* coeffs, T& below, T& above,
+                                           const Sum& sum) {
   using P = Pack<T, tile<S>>;
   P x, seed = P::of(T(1));
   const bool forward = s.grad_output == nullptr;
@@ -259,9 +260,10 @@ __device__ __forceinline__ void sweep_tile(const Sweep<S, T>& s, Cursor& at, con
   }
 
   if (!has_sums && forward) {
+    const auto coeff = [&](int k) { return P::of(coeffs[k]); };
     // Where the kernel's degree is the operator's, the compiler knows it.
-    const int exact = certain == degree ? degree : s.degree;
-    result = result + expand<kind>(mapped, table, exact, [&](int k) { return P::of(coeffs[k]); });
+    result = result + (certain == degree.value() ? expand<kind>(mapped, table, degree, coeff)
+                                                 : expand<kind>(mapped, table, in_blocks(s.degree), coeff));
   } else {
     walk<kind>(mapped, seed, table, degree, [&](int k, const P& psi) {
       // Degrees that share a kernel walk as far as the highest of them.
@@ -404,7 +406,7 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<S, Range::highes
   T sums[highest + 1] = {}, below = 0, above = 0;
 #pragma unroll 1
   for (int i = 0; i < g.tiles; ++i) {
-    sweep_tile<kind, has_sums, Range::lowest>(s, part.at, Rows<T>{args.a, args.b, args.c}, highest,
+    sweep_tile<kind, has_sums, Range::lowest>(s, part.at, Rows<T>{args.a, args.b, args.c}, in_blocks(highest),
                                               coeffs + part.local * pitch, below, above,
                                               [&](int k, T t) { sums[k] += t; });
   }
@@ -482,8 +484,8 @@ __global__ void __launch_bounds__(max_threads)
   };
   T below = 0, above = 0;
   for (int i = 0; i < g.tiles; ++i) {
-    sweep_tile<kind, has_sums, 0>(s, part.at, Rows<T>{table, table + s.degree, table + 2 * s.degree}, s.degree, coeffs,
-                                  below, above, [&](int k, T t) { add(k, t, i == 0); });
+    sweep_tile<kind, has_sums, 0>(s, part.at, Rows<T>{table, table + s.degree, table + 2 * s.degree},
+                                  in_blocks(s.degree), coeffs, below, above, [&](int k, T t) { add(k, t, i == 0); });
   }
   if (has_sums && s.edge == Edge::linear) {
     add(s.degree + 1, below, true);

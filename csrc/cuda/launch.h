@@ -108,24 +108,31 @@ inline Grid cut(const Problem& p, const Demand& d) {
   return {g, threads};
 }
 
-// Calls f(std::integral_constant<Walk, ...>) with the walk for a kind of table. Powers are walked with c_k = 0 where
-// there are sums, for want of time to compile more; expanded they are by Horner's rule, which keeps their limits at
-// the infinities.
+// The walk for a kind of table. Powers are walked with c_k = 0 where there are sums, for want of time to compile more;
+// expanded they are by Horner's rule, which keeps their limits at the infinities.
+constexpr Walk walked(Walk kind, bool has_sums) {
+  return kind == Walk::uniform || (kind == Walk::power && !has_sums) ? kind : Walk::general;
+}
+
+// Calls f(std::integral_constant<Walk, ...>) with it.
 template <bool has_sums, typename F>
 void dispatch_walk(Walk kind, const F& f) {
-  if (kind == Walk::uniform) {
-    f(std::integral_constant<Walk, Walk::uniform>{});
-  } else if (!has_sums && kind == Walk::power) {
-    f(std::integral_constant<Walk, has_sums ? Walk::general : Walk::power>{});
-  } else {
-    f(std::integral_constant<Walk, Walk::general>{});
+  switch (walked(kind, has_sums)) {
+    case Walk::uniform: return f(std::integral_constant<Walk, Walk::uniform>{});
+    case Walk::power: return f(std::integral_constant<Walk, walked(Walk::power, has_sums)>{});
+    default: return f(std::integral_constant<Walk, Walk::general>{});
   }
 }
 
-// What the walk reads of a table: c_k is 1, or 0, where its kind says so.
-inline double walk_c(const Recurrence& r, size_t k) {
-  if (r.kind == Walk::general) return r.c[k];
-  return r.kind == Walk::scaled || r.kind == Walk::uniform ? 1 : 0;
+// Rows for a walk of that kind, into arrays.
+template <typename T>
+void set_rows(const Recurrence& r, Walk kind, T* a, T* b, T* c) {
+  for (size_t k = 0; k < r.a.size(); ++k) {
+    const Row row = k == 0 ? r.first(kind) : Row{r.a[k], r.b[k], r.c[k]};
+    a[k] = static_cast<T>(row.a);
+    b[k] = static_cast<T>(row.b);
+    c[k] = static_cast<T>(row.c);
+  }
 }
 
 // scale, and the slopes phi_k' at lo and at hi that linear edges need.
@@ -230,11 +237,7 @@ void run_tabled(const Problem& p, Device& device) {
   args.sweep = sweep_of<S>(p, grid, has_sums ? grid.geometry.cells : 0, rows, device);
   args.coeffs = p.coeffs;
   args.coeffs_type = p.coeffs_type;
-  for (size_t k = 0; k < p.rows.size(); ++k) {
-    args.a[k] = static_cast<T>(r.a[k]);
-    args.b[k] = static_cast<T>(r.b[k]);
-    args.c[k] = static_cast<T>(walk_c(r, k));
-  }
+  set_rows(r, walked(r.kind, has_sums), args.a, args.b, args.c);
   const auto weights = weights_of(p, r);
   std::copy(weights.begin(), weights.end(), args.weights);
   const int room = has_sums ? room_rows * grid.threads : 0;
@@ -255,10 +258,10 @@ inline int64_t long_slabs(const Grid& grid) {
 }
 
 // a, b and c of every row, one after the other.
-inline std::vector<double> long_rows(const Recurrence& r) {
-  std::vector<double> rows(r.a);
-  rows.insert(rows.end(), r.b.begin(), r.b.end());
-  for (size_t k = 0; k < r.a.size(); ++k) rows.push_back(walk_c(r, k));
+inline std::vector<double> long_rows(const Recurrence& r, Walk kind) {
+  const size_t degree = r.a.size();
+  std::vector<double> rows(3 * degree);
+  set_rows(r, kind, &rows[0], &rows[degree], &rows[2 * degree]);
   return rows;
 }
 
@@ -271,7 +274,7 @@ void run_long(const Problem& p, Device& device) {
   const Grid grid =
       cut(p, {tile<S>, sizeof(T), p.table_rows(), has_sums ? p.table_rows() : 0, blocks, device.threads()});
   const Recurrence r = prepare(p.rows);
-  const std::vector<double> rows = long_rows(r);
+  const std::vector<double> rows = long_rows(r, walked(r.kind, has_sums));
   LongTables<T> t{};
   t.rows = deliver(rows, device);
   t.weights = deliver(weights_of(p, r), device);

@@ -104,9 +104,9 @@ __device__ __forceinline__ void advance_tile(Cursor& at, const Geometry& g) {
 }
 
 // Calls visit(k, seed psi_k, seed) over one tile of a thread, whose cursor passes on to the next.
-template <Pass pass, int certain, typename S, typename T, typename Visit>
-__device__ __forceinline__ void visit_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table, int degree,
-                                           const Visit& visit) {
+template <Pass pass, int certain, typename S, typename T, typename Tail, typename Visit>
+__device__ __forceinline__ void visit_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table,
+                                           const Degree<Tail>& degree, const Visit& visit) {
   const auto t = mapped_tile<pass>(s, at);
   walk<Walk::general>(t.x, t.seed, table, degree, [&](int k, const auto& psi) {
     // Degrees that share a kernel walk as far as the highest of them.
@@ -117,9 +117,9 @@ __device__ __forceinline__ void visit_tile(const Sweep<S, T>& s, Cursor& at, con
 }
 
 // Writes dx over one tile. Row r of a, u, v is factors[r].
-template <int certain, typename S, typename T>
-__device__ __forceinline__ void gradient_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table, int degree,
-                                              const T* factors) {
+template <int certain, typename S, typename T, typename Tail>
+__device__ __forceinline__ void gradient_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table,
+                                              const Degree<Tail>& degree, const T* factors) {
   using P = Pack<T, tile<S>>;
   const auto t = mapped_tile<Pass::normalized_gradient>(s, at);
   const int K = s.degree + 1;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range
   if constexpr (pass == Pass::moments) {
     T sample[highest + 1] = {};
     Cursor first = part.at;
-    visit_tile<pass, Range::lowest>(s, first, table, highest,
+    visit_tile<pass, Range::lowest>(s, first, table, in_blocks(highest),
                                     [&](int k, const auto& psi, const auto&) { sample[k] = psi.total(); });
     add_up(sample, K, part, g, room, [&](int k, int local, int64_t, T t) { block_coeffs[local * pitch + k] = t; });
     // Row 0 is the number of the sample's elements, and no shift.
@@ -196,17 +196,19 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range
 #pragma unroll 1
   for (int i = 0; i < g.tiles; ++i) {
     if constexpr (pass == Pass::normalized_gradient) {
-      gradient_tile<Range::lowest>(s, part.at, table, highest, coeffs);
+      gradient_tile<Range::lowest>(s, part.at, table, in_blocks(highest), coeffs);
     } else {
-      visit_tile<pass, Range::lowest>(s, part.at, table, highest, [&](int k, const auto& psi, const auto& seed) {
-        if (k == 0) {
-          sums[0] += psi.total();
-          return;
-        }
-        const auto centered = psi - seed * coeffs[k];
-        sums[k] += centered.total();
-        if constexpr (pass == Pass::moments) squares[k] += (centered * centered).total();
-      });
+      visit_tile<pass, Range::lowest>(s, part.at, table, in_blocks(highest),
+                                      [&](int k, const auto& psi, const auto& seed) {
+                                        if (k == 0) {
+                                          sums[0] += psi.total();
+                                          return;
+                                        }
+                                        const auto centered = psi - seed * coeffs[k];
+                                        sums[k] += centered.total();
+                                        if constexpr (pass == Pass::moments)
+                                          squares[k] += (centered * centered).total();
+                                      });
     }
   }
   if constexpr (pass != Pass::normalized_gradient) {
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(max_threads)
   const int64_t group = !part.valid ? 0 : by_columns ? part.column / g.inner : part.column;
   if constexpr (pass == Pass::normalized_gradient) {
     const T* factors = t.statistics.factors + group * coeff_rows(pass, s.degree);
-    for (int i = 0; i < g.tiles; ++i) gradient_tile<0>(s, part.at, table, s.degree, factors);
+    for (int i = 0; i < g.tiles; ++i) gradient_tile<0>(s, part.at, table, in_blocks(s.degree), factors);
   } else {
     const int64_t slab = by_columns ? part.cell * part.height + part.row : part.cell * warps + thread / 32;
     const bool writes = by_columns ? part.valid : thread % 32 == 0;
@@ -248,7 +250,7 @@ __global__ void __launch_bounds__(max_threads)
     if constexpr (pass == Pass::moments) {
       Cursor first = part.at;
       T count = 0;
-      visit_tile<pass, 0>(s, first, table, s.degree, [&](int k, const auto& psi, const auto&) {
+      visit_tile<pass, 0>(s, first, table, in_blocks(s.degree), [&](int k, const auto& psi, const auto&) {
         const T sum = meet(psi.total());
         if (k == 0) count = sum;
         if (writes) sums[(2 * K + k) * g.columns] = count > 0 ? sum / count : T(0);
@@ -264,7 +266,7 @@ __global__ void __launch_bounds__(max_threads)
         sum = meet(sum);
         if (writes) sums[row * g.columns] = i == 0 ? sum : sums[row * g.columns] + sum;
       };
-      visit_tile<pass, 0>(s, part.at, table, s.degree, [&](int k, const auto& psi, const auto& seed) {
+      visit_tile<pass, 0>(s, part.at, table, in_blocks(s.degree), [&](int k, const auto& psi, const auto& seed) {
         const auto centered = k == 0 ? psi : psi - seed * shift(k);
         add(k, centered.total());
         if constexpr (pass == Pass::moments) add(K + k, (centered * centered).total());

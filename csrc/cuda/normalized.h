@@ -46,11 +46,7 @@ Partial<T> run_tabled_pass(const Problem& p, const Recurrence& r, const Statisti
   TabledNormalized<S, highest> args{};
   args.sweep = sweep_of<S>(p, grid, slabs, sums, device);
   args.statistics = statistics;
-  for (size_t k = 0; k < p.rows.size(); ++k) {
-    args.a[k] = static_cast<T>(r.a[k]);
-    args.b[k] = static_cast<T>(r.b[k]);
-    args.c[k] = static_cast<T>(walk_c(r, k));
-  }
+  set_rows(r, Walk::general, args.a, args.b, args.c);
   const auto inverse = inverse_scales(r);
   std::copy(inverse.begin(), inverse.end(), args.inverse_scales);
   const int room = sums > 0 ? room_rows * grid.threads : 0;
@@ -65,7 +61,7 @@ Partial<T> run_long_pass(const Problem& p, const Recurrence& r, const Statistics
   // No coefficients lie in shared memory.
   const Grid grid =
       cut(p, {tile<S>, sizeof(T), 1, sums, 2 * device.multiprocessors(), device.threads(), normalized_tiles});
-  const std::vector<double> rows = long_rows(r);
+  const std::vector<double> rows = long_rows(r, Walk::general);
   LongTables<T> tables{};
   tables.rows = deliver(rows, device);
   tables.degree = p.degree();
