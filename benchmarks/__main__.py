@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   python -m benchmarks run full                 everything; Ctrl-C keeps what is done
   python -m benchmarks run --resume             goes on with the newest run
   python -m benchmarks run degrees --variant fused relu --degree 3 8
-  python -m benchmarks report benchmarks/results/cpu-quick.jsonl
+  python -m benchmarks report benchmarks/results/cpu-full.jsonl
   python -m benchmarks compare before.jsonl after.jsonl
 
 How each number is taken, and what it does not say: benchmarks/README.md"""

@@ -75,7 +75,8 @@ Steps<S> steps_for(Walk kind, int tail, bool dense, Isa isa) {
 
 template <typename S>
 Kernels<S> kernels(unsigned pass, Walk kind, int degree, bool dense, Isa isa) {
-  const int tail = degree > 0 ? (degree - 1) % 4 + 1 : 0;
+  constexpr int block = Degree<Constant<0>>::block;
+  const int tail = degree > 0 ? (degree - 1) % block + 1 : 0;
   Kernels<S> k{compiled_for<TaskBody, decltype(Kernels<S>::run_task)>(isa), nullptr};
   if (pass == forward) k.steps = steps_for<forward, S>(kind, tail, dense, isa);
   if (pass == both_gradients) k.steps = steps_for<both_gradients, S>(kind, tail, dense, isa);

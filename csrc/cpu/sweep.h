@@ -314,8 +314,8 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, T* __restrict_
 
   // Where units share cache lines, their tiles are low enough to meet in L1. Nothing but sums limits a long strip.
   const int64_t length = task.inner_end - task.inner_begin;
-  const int64_t low = direct ? std::max(low_rows / s.step, 1) * s.step
-                             : std::clamp<int64_t>(2048 / (units * bytes) / s.step * s.step, low_rows, tile_rows);
+  const int64_t least = std::max(low_rows / s.step, 1) * s.step;
+  const int64_t low = direct ? least : std::clamp<int64_t>(2048 / (units * bytes) / s.step * s.step, least, tile_rows);
   const int64_t longest = has_sums(s.pass) ? summed_rows : length / W + 1;
   const int64_t tallest = s.by_lanes ? low : direct ? longest : tile_rows;
   for (int64_t o = task.outer_begin; o < task.outer_end; o += s.by_lanes ? tallest : 1) {
