@@ -1,6 +1,7 @@
 // The operators on the CPU: how the work is cut, and the coefficients before and after the sweep.
 #include <cmath>
 #include <memory>
+#include <numeric>
 
 #include "../ops.h"
 #include "isa.h"
@@ -26,6 +27,13 @@ struct Grid {
     if (by_lanes) {
       outer = l.outer;
       inner = l.groups * l.inner;
+      // Short rows are taken several at a time, so many that no vector is cut short and units are not too few.
+      int64_t together = W / std::gcd(inner, W);
+      while (inner * together < 8 * W && outer % (2 * together) == 0) together *= 2;
+      if (inner < 16 * W && outer % together == 0) {
+        outer /= together;
+        inner *= together;
+      }
       units = ceil_div(inner, W);
       outer_block = std::min(outer, task_rows);
       inner_block = inner;
@@ -132,6 +140,9 @@ class Buffer {
   std::unique_ptr<T[]> room_;
 };
 
+// The group of a number of a row, or of one of several rows taken together.
+int64_t group_of(int64_t number, const Layout& layout) { return number / layout.inner % layout.groups; }
+
 // A block of coefficients for every unit, as the sweep reads them.
 template <typename T>
 Buffer<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, int64_t W) {
@@ -144,10 +155,9 @@ Buffer<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, in
       T* to = blocks.data() + (u * rows + k) * W;
       if (!grid.by_lanes) {
         std::fill_n(to, W, number(u));
-      } else if (const int64_t lanes = std::min(W, grid.inner - u * W); layout.inner == 1) {
-        for (int64_t i = 0; i < lanes; ++i) to[i] = number(u * W + i);
       } else {
-        for (int64_t i = 0; i < lanes; ++i) to[i] = number((u * W + i) / layout.inner);
+        const int64_t lanes = std::min(W, grid.inner - u * W);
+        for (int64_t i = 0; i < lanes; ++i) to[i] = number(group_of(u * W + i, layout));
       }
     }
   }
@@ -165,7 +175,7 @@ void collect(const std::vector<double>& partial, const Grid& grid, const Layout&
       }
       const double* from = &partial[(u * rows + k) * W];
       const int64_t lanes = std::min(W, grid.inner - u * W);
-      for (int64_t i = 0; i < lanes; ++i) totals[k][(u * W + i) / layout.inner] += from[i];
+      for (int64_t i = 0; i < lanes; ++i) totals[k][group_of(u * W + i, layout)] += from[i];
     }
   }
 }

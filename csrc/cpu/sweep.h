@@ -303,7 +303,9 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, T* __restrict_
     }
     unflushed = 0;
   };
-  const bool direct = s.steps != nullptr && s.edge == Edge::extrapolate && s.center == 0;
+  // Where a row is shorter than a vector, no unit is whole.
+  const bool direct =
+      s.steps != nullptr && s.edge == Edge::extrapolate && s.center == 0 && !(s.by_lanes && s.inner < W);
   const auto strip = [&](int64_t offset, int64_t stride, int64_t rows, int64_t width,
                          int64_t unit) __attribute__((always_inline)) {
     if (rows == 0 || width == 0) return;
