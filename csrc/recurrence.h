@@ -46,7 +46,7 @@ enum class Walk : int {
 SLAF_INLINE constexpr bool has_one_factor(Walk kind) { return kind == Walk::uniform || kind == Walk::power; }
 
 // The rows as the kernels read them. The walks with one factor read rows 0 and 1 alone, and apply row 0 to the factor:
-// phi_1 = a_0 (a_1 x + b_1) + b_0, so that x need not be kept. See `Recurrence::first`.
+// phi_1 = a_0 (a_1 x + b_1) + b_0, so that x need not be kept. `set_rows` makes them.
 template <typename T>
 struct Rows {
   const T* a;
@@ -197,12 +197,6 @@ struct Dual {
 struct Recurrence {
   Walk kind;
   std::vector<double> a, b, c, scale;
-
-  // Row 0 as a walk of some kind reads it.
-  Row first(Walk walked) const {
-    if (!has_one_factor(walked)) return {a[0], b[0], 0.0};
-    return {a[0] / a[1], b[0] - b[1] * (a[0] / a[1]), 0.0};
-  }
 };
 
 inline Recurrence prepare(const std::vector<Row>& rows) {
@@ -239,6 +233,18 @@ inline Recurrence prepare(const std::vector<Row>& rows) {
     r.kind = Walk::scaled;
   }
   return r;
+}
+
+// The rows as a walk of some kind reads them, into arrays of r.a.size() numbers.
+template <typename T>
+void set_rows(const Recurrence& r, Walk walked, T* a, T* b, T* c) {
+  for (size_t k = 0; k < r.a.size(); ++k) {
+    Row row{r.a[k], r.b[k], r.c[k]};
+    if (k == 0 && has_one_factor(walked)) row = {row.a / r.a[1], row.b - r.b[1] * (row.a / r.a[1]), 0.0};
+    a[k] = static_cast<T>(row.a);
+    b[k] = static_cast<T>(row.b);
+    c[k] = static_cast<T>(row.c);
+  }
 }
 
 // D, (degree + 1) x (degree + 1), row by row: phi_k' = sum_j D[k][j] phi_j, j < k. It follows from

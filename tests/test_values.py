@@ -88,6 +88,13 @@ def test_conversion_of_every_half(bits):
         torch.testing.assert_close(actual, (x.float() * scale).to(bits), rtol=0, atol=0, equal_nan=True)
 
 
+def test_nan_coefficients_of_any_bits_stay_nan_in_half_precision():
+    coeffs = torch.tensor([0.0, 1.0])
+    coeffs[0] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # rounds to -0 as a number would
+    for dtype in (torch.bfloat16, torch.float16):
+        assert slaf_ext.slaf(torch.linspace(-1, 1, 99).to(dtype), coeffs).isnan().all()
+
+
 def test_narrow_domain_far_from_zero():
     """x − center is taken first: folded into the table, fp32 would lose the domain (100, 100.5) altogether."""
     x = torch.linspace(100, 100.5, 101)

@@ -34,6 +34,9 @@ struct Grid {
         outer /= together;
         inner *= together;
       }
+      while (static_cast<int64_t>(group_of.size()) < inner) {
+        for (int64_t g = 0; g < l.groups; ++g) group_of.insert(group_of.end(), l.inner, g);
+      }
       units = ceil_div(inner, W);
       outer_block = std::min(outer, task_rows);
       inner_block = inner;
@@ -65,7 +68,8 @@ struct Grid {
   int64_t outer, units, inner;
   int64_t outer_block, unit_block, inner_block;
   int64_t inner_blocks, unit_blocks;
-  int64_t cells;  // partial sums that a unit has
+  int64_t cells;                  // partial sums that a unit has
+  std::vector<int64_t> group_of;  // of every number of a row, by lanes
 };
 
 // Calls f(S{}) with the storage type.
@@ -140,15 +144,11 @@ class Buffer {
   std::unique_ptr<T[]> room_;
 };
 
-// The group of a number of a row, or of one of several rows taken together.
-int64_t group_of(int64_t number, const Layout& layout) { return number / layout.inner % layout.groups; }
-
 // A block of coefficients for every unit, as the sweep reads them.
 template <typename T>
-Buffer<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, int64_t W) {
+Buffer<T> expand(const Table& coeffs, const Grid& grid, int64_t W) {
   const int64_t rows = static_cast<int64_t>(coeffs.values.size()) / coeffs.groups;
   Buffer<T> blocks(grid.units * rows * W);
-  if (grid.by_lanes) std::fill_n(blocks.data(), grid.units * rows * W, T(0));  // lanes that no group has
   for (int64_t k = 0; k < rows; ++k) {
     const auto number = [&](int64_t g) { return static_cast<T>(quiet(coeffs[k][g])); };
     for (int64_t u = 0; u < grid.units; ++u) {
@@ -157,7 +157,8 @@ Buffer<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, in
         std::fill_n(to, W, number(u));
       } else {
         const int64_t lanes = std::min(W, grid.inner - u * W);
-        for (int64_t i = 0; i < lanes; ++i) to[i] = number(group_of(u * W + i, layout));
+        for (int64_t i = 0; i < lanes; ++i) to[i] = number(grid.group_of[u * W + i]);
+        std::fill(to + lanes, to + W, T(0));
       }
     }
   }
@@ -165,7 +166,7 @@ Buffer<T> expand(const Table& coeffs, const Grid& grid, const Layout& layout, in
 }
 
 // The sums of every group, from those of the units: the way back.
-void collect(const std::vector<double>& partial, const Grid& grid, const Layout& layout, int64_t W, Table& totals) {
+void collect(const std::vector<double>& partial, const Grid& grid, int64_t W, Table& totals) {
   const int64_t rows = static_cast<int64_t>(totals.values.size()) / totals.groups;
   for (int64_t k = 0; k < rows; ++k) {
     for (int64_t u = 0; u < grid.units; ++u) {
@@ -175,7 +176,7 @@ void collect(const std::vector<double>& partial, const Grid& grid, const Layout&
       }
       const double* from = &partial[(u * rows + k) * W];
       const int64_t lanes = std::min(W, grid.inner - u * W);
-      for (int64_t i = 0; i < lanes; ++i) totals[k][group_of(u * W + i, layout)] += from[i];
+      for (int64_t i = 0; i < lanes; ++i) totals[k][grid.group_of[u * W + i]] += from[i];
     }
   }
 }
@@ -189,22 +190,18 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a, pass), block = rows * W;
   const Grid grid(a.layout, W, block * static_cast<int64_t>(sizeof(T)));
 
-  const Buffer<T> expanded = expand<T>(coeffs, grid, a.layout, W);
-  std::vector<T> A(recurrence.a.begin(), recurrence.a.end()), B(recurrence.b.begin(), recurrence.b.end());
-  const std::vector<T> C(recurrence.c.begin(), recurrence.c.end());
-  if (a.degree() > 0) {
-    const Row first = recurrence.first(walked(pass, recurrence.kind));
-    A[0] = static_cast<T>(first.a);
-    B[0] = static_cast<T>(first.b);
-  }
-  const Kernels<S> kernel = kernels<S>(pass, recurrence.kind, a.degree(), !grid.by_lanes, isa);
+  const Buffer<T> expanded = expand<T>(coeffs, grid, W);
+  const Walk kind = walked(pass, recurrence.kind);
+  std::vector<T> A(recurrence.a.size()), B(A.size()), C(A.size());
+  set_rows(recurrence, kind, A.data(), B.data(), C.data());
+  const Kernels<S> kernel = kernels<S>(pass, kind, a.degree(), !grid.by_lanes, isa);
   const Sweep<S> s{pass,
                    static_cast<const S*>(a.x.const_data_ptr()),
                    static_cast<const S*>(grad_output),
                    static_cast<S*>(out),
                    kernel.steps,
-                   kernels<T>(pass, recurrence.kind, a.degree(), true, isa).steps,
-                   vectors_a_step(walked(pass, recurrence.kind), vector_bytes(isa), pass),
+                   kernels<T>(pass, kind, a.degree(), true, isa).steps,
+                   vectors_a_step(kind, vector_bytes(isa), pass),
                    {A.data(), B.data(), C.data()},
                    a.degree(),
                    static_cast<T>(a.center),
@@ -236,7 +233,7 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
     for (int64_t i = 0; i < cell_size; ++i) partial[i] += partial[c * cell_size + i];
   }
   Table totals(rows, a.layout.groups);
-  if (has_sums(pass)) collect(partial, grid, a.layout, W, totals);
+  if (has_sums(pass)) collect(partial, grid, W, totals);
   return totals;
 }
 

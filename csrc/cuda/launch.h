@@ -124,17 +124,6 @@ void dispatch_walk(Walk kind, const F& f) {
   }
 }
 
-// Rows for a walk of that kind, into arrays.
-template <typename T>
-void set_rows(const Recurrence& r, Walk kind, T* a, T* b, T* c) {
-  for (size_t k = 0; k < r.a.size(); ++k) {
-    const Row row = k == 0 ? r.first(kind) : Row{r.a[k], r.b[k], r.c[k]};
-    a[k] = static_cast<T>(row.a);
-    b[k] = static_cast<T>(row.b);
-    c[k] = static_cast<T>(row.c);
-  }
-}
-
 // scale, and the slopes phi_k' at lo and at hi that linear edges need.
 inline std::vector<double> scales_of(const Problem& p, const Recurrence& r) {
   std::vector<double> scales = r.scale;
