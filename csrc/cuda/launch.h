@@ -11,7 +11,7 @@
 namespace slaf_ext::cuda {
 
 // Degrees with a kernel of their own; one between two of these runs in the upper one's.
-using AllDegrees = DegreeList<1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32>;
+using AllDegrees = DegreeList<0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32>;
 
 // The arguments of the operators. Null: grad_output, forward; out or grad_coeffs, not needed.
 struct Problem {

@@ -169,10 +169,11 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range
     __syncthreads();
   };
 
+  constexpr auto degree = in_blocks(highest);
   if constexpr (pass == Pass::moments) {
     T sample[highest + 1] = {};
     Cursor first = part.at;
-    visit_tile<pass, Range::lowest>(s, first, table, in_blocks(highest),
+    visit_tile<pass, Range::lowest>(s, first, table, degree,
                                     [&](int k, const auto& psi, const auto&) { sample[k] = psi.total(); });
     add_up(sample, K, part, g, room, [&](int k, int local, int64_t, T t) { block_coeffs[local * pitch + k] = t; });
     // Row 0 is the number of the sample's elements, and no shift.
@@ -196,19 +197,17 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range
 #pragma unroll 1
   for (int i = 0; i < g.tiles; ++i) {
     if constexpr (pass == Pass::normalized_gradient) {
-      gradient_tile<Range::lowest>(s, part.at, table, in_blocks(highest), coeffs);
+      gradient_tile<Range::lowest>(s, part.at, table, degree, coeffs);
     } else {
-      visit_tile<pass, Range::lowest>(s, part.at, table, in_blocks(highest),
-                                      [&](int k, const auto& psi, const auto& seed) {
-                                        if (k == 0) {
-                                          sums[0] += psi.total();
-                                          return;
-                                        }
-                                        const auto centered = psi - seed * coeffs[k];
-                                        sums[k] += centered.total();
-                                        if constexpr (pass == Pass::moments)
-                                          squares[k] += (centered * centered).total();
-                                      });
+      visit_tile<pass, Range::lowest>(s, part.at, table, degree, [&](int k, const auto& psi, const auto& seed) {
+        if (k == 0) {
+          sums[0] += psi.total();
+          return;
+        }
+        const auto centered = psi - seed * coeffs[k];
+        sums[k] += centered.total();
+        if constexpr (pass == Pass::moments) squares[k] += (centered * centered).total();
+      });
     }
   }
   if constexpr (pass != Pass::normalized_gradient) {
