@@ -188,4 +188,6 @@ def _shown(path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in ([], ["run"]):
+        environment.restart_with_steady_malloc()
     sys.exit(main(sys.argv[1:]))

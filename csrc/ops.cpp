@@ -3,13 +3,21 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(slaf_ext, m) {
+  // `slaf` and `slaf_backward` have a second name, for calls from within autograd: there PyTorch's autograd passes
+  // them by, which to tell it in Python at every call takes longer than a small tensor does.
   // y = sum_k coeffs[g, k] phi_k(x), with phi from `recurrence` = A_0, B_0, C_0, A_1, ... walked at x - center.
   m.def(
       "slaf(Tensor x, Tensor coeffs, float[] recurrence, int dim, float center, float lo, float hi, int outside)"
       " -> Tensor");
+  m.def(
+      "_slaf(Tensor x, Tensor coeffs, float[] recurrence, int dim, float center, float lo, float hi, int outside)"
+      " -> Tensor");
   // The gradients in x and coeffs, from one sweep; the one that is not needed comes back empty.
   m.def(
       "slaf_backward(Tensor grad_output, Tensor x, Tensor coeffs, float[] recurrence, int dim, float center,"
+      " float lo, float hi, int outside, bool need_x, bool need_coeffs) -> (Tensor, Tensor)");
+  m.def(
+      "_slaf_backward(Tensor grad_output, Tensor x, Tensor coeffs, float[] recurrence, int dim, float center,"
       " float lo, float hi, int outside, bool need_x, bool need_coeffs) -> (Tensor, Tensor)");
   // The mean and the biased variance of phi_1(x), phi_2(x), ... over the elements of a group, in float64.
   m.def(

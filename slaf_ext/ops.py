@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from . import reference
@@ -37,7 +38,7 @@ except (ImportError, OSError) as error:
 Spec = tuple[tuple[float, ...], int, float, float, float, int]  # recurrence, dim, center, lo, hi, outside
 
 # The kernels, looked up once.
-_slaf, _slaf_backward = torch.ops.slaf_ext.slaf.default, torch.ops.slaf_ext.slaf_backward.default
+_slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default, torch.ops.slaf_ext._slaf_backward.default
 
 
 def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
@@ -45,9 +46,8 @@ def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
     if _transformed():
         return reference.expand(x, coeffs, *spec)
     if torch.is_grad_enabled() and (x.requires_grad or coeffs.requires_grad):
-        return SlafFunction.apply(x, coeffs, spec)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _slaf(x, coeffs, *spec)
+        return _apply(unwrap_if_dead(x), unwrap_if_dead(coeffs), spec)
+    return _slaf(x, coeffs, *spec)
 
 
 def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_needs) -> tuple[Tensor, Tensor]:
@@ -59,8 +59,7 @@ def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_need
         return dx, da
     if torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad):
         return SlafBackwardFunction.apply(grad_output, x, coeffs, spec_and_needs)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
+    return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
 
 
 class SlafFunction(torch.autograd.Function):
@@ -70,8 +69,7 @@ class SlafFunction(torch.autograd.Function):
     def forward(ctx, x, coeffs, spec):
         ctx.save_for_backward(x, coeffs)
         ctx.spec = spec
-        with torch._C._AutoDispatchBelowAutograd():
-            return _slaf(x, coeffs, *spec)
+        return _slaf(x, coeffs, *spec)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -79,6 +77,11 @@ class SlafFunction(torch.autograd.Function):
         need_x, need_coeffs, _ = ctx.needs_input_grad
         dx, da = slaf_backward(grad_output, x, coeffs, *ctx.spec, need_x, need_coeffs)
         return dx if need_x else None, da if need_coeffs else None, None
+
+
+# SlafFunction.apply without its search for torch.func's transforms, which `_transformed` has done: a tenth of the time
+# that a small tensor takes.
+_apply = super(torch.autograd.Function, SlafFunction).apply
 
 
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,8 +132,7 @@ class SlafBackwardFunction(torch.autograd.Function):
         ctx.save_for_backward(grad_output, x, coeffs)
         ctx.spec_and_needs = spec_and_needs
         ctx.set_materialize_grads(False)
-        with torch._C._AutoDispatchBelowAutograd():
-            return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
+        return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
 
     @staticmethod
     def backward(ctx, v, w):
@@ -207,12 +209,15 @@ def _no_cuda(x, *arguments):
 
 torch.library.register_fake("slaf_ext::slaf_moments", _fake_slaf_moments)
 torch.library.register_fake("slaf_ext::slaf_normalized_backward", _fake_slaf_normalized_backward)
-torch.library.register_fake("slaf_ext::slaf", _fake_slaf)
-torch.library.register_fake("slaf_ext::slaf_backward", _fake_slaf_backward)
+for _name in ("slaf", "_slaf"):
+    torch.library.register_fake(f"slaf_ext::{_name}", _fake_slaf)
+    torch.library.register_fake(f"slaf_ext::{_name}_backward", _fake_slaf_backward)
 # Not torch.library.register_autograd, which passes tensors of forward mode on with their tangents dropped.
 _library = torch.library.Library("slaf_ext", "IMPL")
 _library.impl("slaf", slaf, "Autograd")
 _library.impl("slaf_backward", slaf_backward, "Autograd")
+for _name in ("_slaf", "_slaf_backward"):
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 if not _has_cuda:
     _library.impl("slaf", _no_cuda, "CUDA")
     _library.impl("slaf_moments", _no_cuda, "CUDA")

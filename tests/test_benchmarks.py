@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -372,6 +373,27 @@ print(memory.resident_growth(apart) / 2**20, memory.resident_growth(together) / 
     apart, together = map(float, done.stdout.split())
     assert apart == pytest.approx(32, rel=0.1)
     assert together == pytest.approx(64, rel=0.1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that the benchmark tames")
+def test_outputs_return_to_their_places():
+    code = """
+import torch
+from benchmarks import environment
+environment.restart_with_steady_malloc()
+environment.keep_freed_memory()
+x = torch.rand(2**18, requires_grad=True)
+places = set()
+for _ in range(30):
+    y = torch.relu(x)
+    places.add((y.data_ptr(), *(t.data_ptr() for t in torch.autograd.grad(y.sum(), x))))
+    del y
+print(len(places), environment.facts("cpu")["tunables"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    count, tunables = done.stdout.split()
+    assert int(count) <= 3
+    assert "tcache_count=0" in tunables
 
 
 def test_memory_unit_measures_in_a_process_of_its_own():

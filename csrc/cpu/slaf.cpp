@@ -439,6 +439,8 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CPU, m) {
   m.impl("slaf", TORCH_BOX(&slaf_ext::cpu::slaf));
   m.impl("slaf_backward", TORCH_BOX(&slaf_ext::cpu::slaf_backward));
+  m.impl("_slaf", TORCH_BOX(&slaf_ext::cpu::slaf));
+  m.impl("_slaf_backward", TORCH_BOX(&slaf_ext::cpu::slaf_backward));
   m.impl("slaf_moments", TORCH_BOX(&slaf_ext::cpu::slaf_moments));
   m.impl("slaf_normalized_backward", TORCH_BOX(&slaf_ext::cpu::slaf_normalized_backward));
 }

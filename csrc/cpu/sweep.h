@@ -96,6 +96,10 @@ constexpr int vectors_a_step(Walk kind, int bytes, unsigned pass) {
 // Rows, about, of a strip whose units share cache lines, so that they meet in L1; and how many units ahead it asks for
 // numbers.
 constexpr int low_rows = 8, units_ahead = 4;
+// Bytes ahead where vectors lie one after another. Processors foresee such runs, but as far as the page's end: what
+// waits at the start of every page is a look at the page table and a line of L3 or memory, and a walk is too long for
+// the processor to reach the next numbers before it is done.
+constexpr int bytes_ahead = 3072, cache_line = 64;
 // Rows of a tile, a multiple of all steps.
 constexpr int tile_rows = 96;
 // Rows whose sums are kept in fp32 before they pass to fp64: many more additions would show beside sums by pairs.
@@ -145,7 +149,7 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const R
   }
 }
 
-// Asks for numbers before their turn comes: processors foresee runs of memory, not columns.
+// Asks for `count` lines, `stride` numbers apart, before their turn comes.
 template <int count, unsigned pass, typename S>
 SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t distance, int64_t stride) {
 #pragma GCC unroll 8
@@ -162,6 +166,7 @@ template <Walk kind, int bytes, unsigned pass, typename Tail, typename S, typena
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
   constexpr int count = vectors_a_step(kind, bytes, pass), W = bytes / sizeof(T);
   constexpr bool dense = !std::is_same_v<Tail, int>;
+  constexpr int size = sizeof(S), lines = (count * W * size + cache_line - 1) / cache_line;
   // Copies, since what is written could overlap the originals for all that a compiler knows.
   T a[2], b[2];
   Rows<T> rows = table;
@@ -183,7 +188,11 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
     const int next = unit + units_ahead;
     const int64_t ahead = next < units ? units_ahead * W : s.rows * stride + (next - units - unit) * W;
     for (int left = s.rows; left > 0; left -= count) {
-      if (stride != W) prefetch<count, pass>(x, seed, out, ahead, stride);
+      if (stride == W) {
+        prefetch<lines, pass>(x, seed, out, bytes_ahead / size, cache_line / size);
+      } else {
+        prefetch<count, pass>(x, seed, out, ahead, stride);
+      }
       step<kind, bytes, pass, count>(x, seed, out, stride, rows, n, coeffs, sums);
       x += count * stride;
       if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += count * stride;

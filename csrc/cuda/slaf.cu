@@ -50,4 +50,6 @@ extern "C" __attribute__((visibility("default"))) int slaf_ext_cuda_architecture
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CUDA, m) {
   m.impl("slaf", TORCH_BOX(&slaf_ext::cuda::slaf));
   m.impl("slaf_backward", TORCH_BOX(&slaf_ext::cuda::slaf_backward));
+  m.impl("_slaf", TORCH_BOX(&slaf_ext::cuda::slaf));
+  m.impl("_slaf_backward", TORCH_BOX(&slaf_ext::cuda::slaf_backward));
 }
