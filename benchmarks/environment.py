@@ -29,7 +29,7 @@ def restart_with_steady_malloc() -> None:
 
     Tensors are aligned, and glibc's thread cache holds on to the few bytes left over on both sides. So the gap that a
     freed tensor leaves is too small for the next one by these bytes, and outputs wander over up to a dozen places,
-    more of them for one variant than for another: relu's time at 2^20 elements was seen to differ by a factor of 2.5
+    more of them for one variant than for another: relu's time at 2^20 elements was seen to differ by a factor of 3
     with the places alone. The cache cannot be turned off once a process runs.
     """
     given = os.environ.get(TUNABLES, "")

@@ -37,7 +37,7 @@ except (ImportError, OSError) as error:
 
 Spec = tuple[tuple[float, ...], int, float, float, float, int]  # recurrence, dim, center, lo, hi, outside
 
-# The kernels, looked up once.
+# The kernels, looked up once, by the names that autograd passes by.
 _slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default, torch.ops.slaf_ext._slaf_backward.default
 
 
@@ -79,8 +79,8 @@ class SlafFunction(torch.autograd.Function):
         return dx if need_x else None, da if need_coeffs else None, None
 
 
-# SlafFunction.apply without its search for torch.func's transforms, which `_transformed` has done: a tenth of the time
-# that a small tensor takes.
+# SlafFunction.apply without its search for torch.func's transforms, which `_transformed` has done: 7 % of forward and
+# backward of 4096 elements.
 _apply = super(torch.autograd.Function, SlafFunction).apply
 
 
@@ -209,9 +209,9 @@ def _no_cuda(x, *arguments):
 
 torch.library.register_fake("slaf_ext::slaf_moments", _fake_slaf_moments)
 torch.library.register_fake("slaf_ext::slaf_normalized_backward", _fake_slaf_normalized_backward)
-for _name in ("slaf", "_slaf"):
-    torch.library.register_fake(f"slaf_ext::{_name}", _fake_slaf)
-    torch.library.register_fake(f"slaf_ext::{_name}_backward", _fake_slaf_backward)
+for _prefix in ("", "_"):
+    torch.library.register_fake(f"slaf_ext::{_prefix}slaf", _fake_slaf)
+    torch.library.register_fake(f"slaf_ext::{_prefix}slaf_backward", _fake_slaf_backward)
 # Not torch.library.register_autograd, which passes tensors of forward mode on with their tangents dropped.
 _library = torch.library.Library("slaf_ext", "IMPL")
 _library.impl("slaf", slaf, "Autograd")
@@ -219,7 +219,7 @@ _library.impl("slaf_backward", slaf_backward, "Autograd")
 for _name in ("_slaf", "_slaf_backward"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 if not _has_cuda:
-    _library.impl("slaf", _no_cuda, "CUDA")
-    _library.impl("slaf_moments", _no_cuda, "CUDA")
-    for _backward in ("slaf_backward", "slaf_normalized_backward"):
+    for _forward in ("slaf", "_slaf", "slaf_moments"):
+        _library.impl(_forward, _no_cuda, "CUDA")
+    for _backward in ("slaf_backward", "_slaf_backward", "slaf_normalized_backward"):
         _library.impl(_backward, lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")

@@ -160,3 +160,15 @@ def test_what_is_no_tensor():
         slaf_ext.slaf(X, [1.0])
     with pytest.raises(TypeError, match=r"dim is 1\.0; it must be an integer"):
         slaf_ext.slaf(X, A, dim=1.0)
+
+
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+def test_every_operator_with_kernels_has_an_answer_on_cuda():
+    """A kernel, or the sentence that says there is none: a tensor on a GPU must not meet the dispatcher's own words."""
+    names = torch._C._dispatch_get_all_op_names()
+    with_kernels = [n for n in names if n.startswith("slaf_ext::") and has_kernel(n, "CPU")]
+    assert len(with_kernels) == 6
+    for name in with_kernels:
+        assert has_kernel(name, "CUDA"), name

@@ -136,11 +136,10 @@ int64_t block_rows(const Arguments& a, unsigned pass = forward) {
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t numbers) : room_(new T[numbers + line / sizeof(T)]) {}
-  T* data() const { return room_.get() + (-reinterpret_cast<uintptr_t>(room_.get()) % line) / sizeof(T); }
+  explicit Buffer(int64_t numbers) : room_(new T[numbers + cache_line / sizeof(T)]) {}
+  T* data() const { return room_.get() + (-reinterpret_cast<uintptr_t>(room_.get()) % cache_line) / sizeof(T); }
 
  private:
-  static constexpr size_t line = 64;
   std::unique_ptr<T[]> room_;
 };
 

@@ -99,7 +99,8 @@ constexpr int low_rows = 8, units_ahead = 4;
 // Bytes ahead where vectors lie one after another. Processors foresee such runs, but as far as the page's end: what
 // waits at the start of every page is a look at the page table and a line of L3 or memory, and a walk is too long for
 // the processor to reach the next numbers before it is done.
-constexpr int bytes_ahead = 3072, cache_line = 64;
+constexpr int bytes_ahead = 3072;
+constexpr size_t cache_line = 64;
 // Rows of a tile, a multiple of all steps.
 constexpr int tile_rows = 96;
 // Rows whose sums are kept in fp32 before they pass to fp64: many more additions would show beside sums by pairs.
@@ -166,7 +167,7 @@ template <Walk kind, int bytes, unsigned pass, typename Tail, typename S, typena
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
   constexpr int count = vectors_a_step(kind, bytes, pass), W = bytes / sizeof(T);
   constexpr bool dense = !std::is_same_v<Tail, int>;
-  constexpr int size = sizeof(S), lines = (count * W * size + cache_line - 1) / cache_line;
+  constexpr int size = sizeof(S), line = cache_line / size, lines = (count * W + line - 1) / line;
   // Copies, since what is written could overlap the originals for all that a compiler knows.
   T a[2], b[2];
   Rows<T> rows = table;
@@ -189,7 +190,7 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
     const int64_t ahead = next < units ? units_ahead * W : s.rows * stride + (next - units - unit) * W;
     for (int left = s.rows; left > 0; left -= count) {
       if (stride == W) {
-        prefetch<lines, pass>(x, seed, out, bytes_ahead / size, cache_line / size);
+        prefetch<lines, pass>(x, seed, out, bytes_ahead / size, line);
       } else {
         prefetch<count, pass>(x, seed, out, ahead, stride);
       }

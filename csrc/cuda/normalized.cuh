@@ -235,6 +235,7 @@ __global__ void __launch_bounds__(max_threads)
   const int thread = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / 32;
   const int K = s.degree + 1;
   const Rows<T> table{t.table, t.table + s.degree, t.table + 2 * s.degree};
+  // in_blocks(s.degree) stands where it is used: named once it holds registers, and `moments` spilled on sm_100.
   Part part(g);
   const int64_t group = !part.valid ? 0 : by_columns ? part.column / g.inner : part.column;
   if constexpr (pass == Pass::normalized_gradient) {
