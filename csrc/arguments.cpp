@@ -97,6 +97,7 @@ std::vector<Row> check_recurrence(const std::vector<double>& flat, int64_t K) {
     fail("the recurrence holds ", flat.size(), " numbers and coeffs have K = ", K,
          " columns; it must hold A, B, C for each k < K - 1, ", 3 * (K - 1), " numbers");
   std::vector<Row> rows;
+  rows.reserve(flat.size() / 3);
   for (size_t i = 0; i < flat.size(); i += 3) {
     const Row row{flat[i], flat[i + 1], i == 0 ? 0.0 : flat[i + 2]};
     if (!(std::isfinite(row.a) && std::isfinite(row.b) && std::isfinite(row.c) && row.a != 0.0))
@@ -123,16 +124,35 @@ int64_t check_dim(const Tensor& x, const Tensor& coeffs, int64_t dim) {
 
 }  // namespace
 
-Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const std::vector<double>& recurrence, int64_t dim,
-                     double center_, double lo_, double hi_, int64_t outside_)
-    : x(x_), coeffs(coeffs_), layout{1, 1, 0}, center(center_), lo(lo_), hi(hi_), outside(Outside(outside_)) {
+Spec unpacked(const Tensor& packed) {
+  if (!packed.is_cpu() || packed.scalar_type() != ScalarType::Double || !packed.is_contiguous() || packed.dim() != 1 ||
+      packed.numel() < 5)
+    fail("the spec is ", name_of(packed.scalar_type()), " of shape ", shape_of(packed), " on ", device_of(packed),
+         "; it must be contiguous, float64, on the CPU: dim, center, lo, hi, outside and the recurrence");
+  const auto* from = static_cast<const double*>(packed.const_data_ptr());
+  const auto integer = [](const char* name, double value) {
+    if (!(std::abs(value) < 0x1p31 && std::trunc(value) == value)) fail(name, " is ", value, "; it must be an integer");
+    return static_cast<int64_t>(value);
+  };
+  return {{from + 5, from + packed.numel()}, integer("dim", from[0]), from[1], from[2], from[3],
+          integer("outside", from[4])};
+}
+
+Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const Spec& spec)
+    : x(x_),
+      coeffs(coeffs_),
+      layout{1, 1, 0},
+      center(spec.center),
+      lo(spec.lo),
+      hi(spec.hi),
+      outside(Outside(spec.outside)) {
   check_tensors(x, coeffs);
-  rows = check_recurrence(recurrence, coeffs.size(coeffs.dim() - 1));
-  dim = check_dim(x, coeffs, dim);
+  rows = check_recurrence(spec.recurrence, coeffs.size(coeffs.dim() - 1));
+  const int64_t dim = check_dim(x, coeffs, spec.dim);
   if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi) && std::isfinite(center)))
     fail("the domain is (", lo, ", ", hi, ") around ", center, "; it needs finite ends with lo < hi");
-  if (outside_ < 0 || outside_ > 3)
-    fail("outside is ", outside_, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
+  if (spec.outside < 0 || spec.outside > 3)
+    fail("outside is ", spec.outside, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
   if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
   if (x.numel() == 0) return;
   if (!x.is_contiguous() && !is_dense(x.sizes().data(), x.strides().data(), x.dim())) x = torch::stable::clone(x);

@@ -19,11 +19,21 @@ using torch::stable::Tensor;
 // What happens outside [lo, hi]. `zero` is the derivative of `clamp`, which is that of `linear`.
 enum class Outside : int64_t { extrapolate, zero, clamp, linear };
 
-// The operators take the recurrence as the flat list A_0, B_0, C_0, A_1, ... and walk it at x - center.
+// What an operator is told beside tensors. The recurrence, the flat list A_0, B_0, C_0, A_1, ..., is walked at x -
+// center.
+struct Spec {
+  std::vector<double> recurrence;
+  int64_t dim;
+  double center, lo, hi;
+  int64_t outside;
+};
+
+// A spec from a float64 tensor on the CPU: dim, center, lo, hi, outside, A_0, B_0, C_0, A_1, ...
+Spec unpacked(const Tensor& packed);
+
 struct Arguments {
   // Throws std::invalid_argument, with a sentence, when anything is wrong.
-  Arguments(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence, int64_t dim, double center,
-            double lo, double hi, int64_t outside);
+  Arguments(const Tensor& x, const Tensor& coeffs, const Spec& spec);
 
   // A tensor with the shape, strides and dtype of x, uninitialised.
   Tensor empty_like_x() const;
@@ -49,5 +59,37 @@ void check_statistics(const Tensor& statistics, const char* name, const Tensor& 
 
 // An uninitialised contiguous tensor on the device of `like`.
 Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype);
+
+// The plain form's operators as ops.cpp declares them, for a backend's `forward(x, coeffs, spec)` and
+// `backward(grad_output, x, coeffs, spec, need_x, need_coeffs)`.
+template <auto forward, auto backward>
+struct PlainForm {
+  static Tensor slaf(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence, int64_t dim,
+                     double center, double lo, double hi, int64_t outside) {
+    return forward(x, coeffs, {recurrence, dim, center, lo, hi, outside});
+  }
+  static Tensor packed_slaf(const Tensor& x, const Tensor& coeffs, const Tensor& spec) {
+    return forward(x, coeffs, unpacked(spec));
+  }
+  static std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor& x, const Tensor& coeffs,
+                                                  const std::vector<double>& recurrence, int64_t dim, double center,
+                                                  double lo, double hi, int64_t outside, bool need_x,
+                                                  bool need_coeffs) {
+    return backward(grad_output, x, coeffs, {recurrence, dim, center, lo, hi, outside}, need_x, need_coeffs);
+  }
+  static std::tuple<Tensor, Tensor> packed_slaf_backward(const Tensor& grad_output, const Tensor& x,
+                                                         const Tensor& coeffs, const Tensor& spec, bool need_x,
+                                                         bool need_coeffs) {
+    return backward(grad_output, x, coeffs, unpacked(spec), need_x, need_coeffs);
+  }
+
+  template <typename Library>
+  static void register_in(Library& m) {
+    m.impl("slaf", TORCH_BOX(&PlainForm::slaf));
+    m.impl("_slaf", TORCH_BOX(&PlainForm::packed_slaf));
+    m.impl("slaf_backward", TORCH_BOX(&PlainForm::slaf_backward));
+    m.impl("_slaf_backward", TORCH_BOX(&PlainForm::packed_slaf_backward));
+  }
+};
 
 }  // namespace slaf_ext

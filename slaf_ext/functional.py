@@ -63,7 +63,7 @@ def slaf(
     spec = reference.spec(coeffs, basis, dim, domain, outside)
     if torch.compiler.is_compiling():
         return torch.ops.slaf_ext.slaf(x, coeffs, *spec)
-    return ops.slaf(x, coeffs, *spec)
+    return ops.slaf(x, coeffs, spec)
 
 
 def normalized_slaf(

@@ -10,15 +10,17 @@ so the derivative of the backward operator is made of the same two operators, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from . import reference
-from .reference import OUTSIDE
+from .reference import OUTSIDE, Spec
 
 # The CUDA kernels, if they were built. Only a torch with CUDA can load them.
 CUDA_LIBRARY = next(Path(__file__).parent.glob("_cuda.*"), None)
@@ -35,31 +37,35 @@ except (ImportError, OSError) as error:
         "build it for this Python and this torch: pip install --no-build-isolation --force-reinstall --no-deps ."
     ) from error
 
-Spec = tuple[tuple[float, ...], int, float, float, float, int]  # recurrence, dim, center, lo, hi, outside
+# The operators that autograd passes by, with the spec in one tensor: where tensors are small, time goes with the number
+# of arguments. `_op` is what a call of an operator comes down to, without the Python around it.
+_slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default._op, torch.ops.slaf_ext._slaf_backward.default._op
 
-# The kernels, looked up once, by the names that autograd passes by.
-_slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default, torch.ops.slaf_ext._slaf_backward.default
 
-
-def slaf(x: Tensor, coeffs: Tensor, *spec) -> Tensor:
+def slaf(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
     """S(x, a), differentiable to any order in either mode."""
     if _transformed():
         return reference.expand(x, coeffs, *spec)
     if torch.is_grad_enabled() and (x.requires_grad or coeffs.requires_grad):
         return _apply(unwrap_if_dead(x), unwrap_if_dead(coeffs), spec)
-    return _slaf(x, coeffs, *spec)
+    return _forward(x, coeffs, spec)
 
 
-def slaf_backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_needs) -> tuple[Tensor, Tensor]:
+def slaf_backward(
+    grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, need_x: bool, need_coeffs: bool
+) -> tuple[Tensor, Tensor]:
     """(g S(x, D a), R(x, g)), differentiable to any order in either mode; what is not needed is empty."""
     if _transformed():
-        *spec, need_x, need_coeffs = spec_and_needs
-        dx = grad_output * reference.expand(x, *_differentiated(coeffs, *spec)) if need_x else x.new_empty(0)
-        da = reference.coeffs_gradient(grad_output, x, coeffs, *spec) if need_coeffs else coeffs.new_empty(0)
+        dx, da = x.new_empty(0), coeffs.new_empty(0)
+        if need_x:
+            slopes, slopes_spec = _differentiated(coeffs, spec)
+            dx = grad_output * reference.expand(x, slopes, *slopes_spec)
+        if need_coeffs:
+            da = reference.coeffs_gradient(grad_output, x, coeffs, *spec)
         return dx, da
     if torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad):
-        return SlafBackwardFunction.apply(grad_output, x, coeffs, spec_and_needs)
-    return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
+        return SlafBackwardFunction.apply(grad_output, x, coeffs, spec, need_x, need_coeffs)
+    return _backward(grad_output, x, coeffs, spec, need_x, need_coeffs)
 
 
 class SlafFunction(torch.autograd.Function):
@@ -69,13 +75,13 @@ class SlafFunction(torch.autograd.Function):
     def forward(ctx, x, coeffs, spec):
         ctx.save_for_backward(x, coeffs)
         ctx.spec = spec
-        return _slaf(x, coeffs, *spec)
+        return _forward(x, coeffs, spec)
 
     @staticmethod
     def backward(ctx, grad_output):
         x, coeffs = ctx.saved_tensors
         need_x, need_coeffs, _ = ctx.needs_input_grad
-        dx, da = slaf_backward(grad_output, x, coeffs, *ctx.spec, need_x, need_coeffs)
+        dx, da = slaf_backward(grad_output, x, coeffs, ctx.spec, need_x, need_coeffs)
         return dx if need_x else None, da if need_coeffs else None, None
 
 
@@ -100,7 +106,7 @@ class NormalizedFunction(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             mean, variance = torch.ops.slaf_ext.slaf_moments.default(x, coeffs, *spec)
             folded = reference.fold(coeffs, mean, variance, eps).to(torch.promote_types(coeffs.dtype, torch.float32))
-            y = _slaf(x, folded, *spec)
+            y = torch.ops.slaf_ext.slaf.default(x, folded, *spec)
         ctx.save_for_backward(x, coeffs, mean, variance)
         ctx.eps, ctx.spec = eps, spec
         ctx.mark_non_differentiable(mean, variance)
@@ -128,46 +134,71 @@ class SlafBackwardFunction(torch.autograd.Function):
     """dx = g S(x, D a) and da = R(x, g). Their own derivative, for cotangents v of dx and w of da."""
 
     @staticmethod
-    def forward(ctx, grad_output, x, coeffs, spec_and_needs):
+    def forward(ctx, grad_output, x, coeffs, spec, need_dx, need_da):
         ctx.save_for_backward(grad_output, x, coeffs)
-        ctx.spec_and_needs = spec_and_needs
+        ctx.spec, ctx.needs = spec, (need_dx, need_da)
         ctx.set_materialize_grads(False)
-        return _slaf_backward(grad_output, x, coeffs, *spec_and_needs)
+        return _backward(grad_output, x, coeffs, spec, need_dx, need_da)
 
     @staticmethod
     def backward(ctx, v, w):
         g, x, a = ctx.saved_tensors
-        *spec, need_dx, need_da = ctx.spec_and_needs
+        need_dx, need_da = ctx.needs
         v, w = v if need_dx else None, w if need_da else None
         dg = dx = da = None
         if v is not None:
-            slopes, *slopes_spec = _differentiated(a, *spec)
+            slopes, slopes_spec = _differentiated(a, ctx.spec)
             if ctx.needs_input_grad[0]:
-                dg = v * slaf(x, slopes, *slopes_spec)
+                dg = v * slaf(x, slopes, slopes_spec)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
                 # S(x, D a) as a function of x and D a: its own backward, and D's transpose from D a to a.
                 needs = ctx.needs_input_grad[1:3]
-                dx, d_slopes = slaf_backward(v * g, x, slopes, *slopes_spec, *needs)
-                da = (d_slopes.double() @ _matrix(spec[0], a.device).T).to(a.dtype) if needs[1] else None
+                dx, d_slopes = slaf_backward(v * g, x, slopes, slopes_spec, *needs)
+                da = (d_slopes.double() @ _matrix(slopes_spec.recurrence, a.device).T).to(a.dtype) if needs[1] else None
                 dx = dx if needs[0] else None
         if w is not None:
             if ctx.needs_input_grad[0]:
-                more = slaf(x, w, *spec)
+                more = slaf(x, w, ctx.spec)
                 dg = more if dg is None else dg + more
             if ctx.needs_input_grad[1]:
-                more = g * slaf(x, *_differentiated(w, *spec))
+                more = g * slaf(x, *_differentiated(w, ctx.spec))
                 dx = more if dx is None else dx + more
-        return dg, dx, da, None
+        return dg, dx, da, None, None, None
 
 
-def _differentiated(coeffs: Tensor, recurrence, dim, center, lo, hi, outside) -> tuple:
+def _forward(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
+    """S(x, a) below autograd."""
+    if _observed(x, x, coeffs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
+    return _slaf(x, coeffs, spec.packed)
+
+
+def _backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, *needs: bool) -> tuple[Tensor, Tensor]:
+    """(g S(x, D a), R(x, g)) below autograd."""
+    if _observed(grad_output, x, coeffs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.slaf_ext.slaf_backward.default(grad_output, x, coeffs, *spec, *needs)
+    return _slaf_backward(grad_output, x, coeffs, spec.packed, *needs)
+
+
+def _observed(grad_output: Tensor, x: Tensor, coeffs: Tensor) -> bool:
+    """Whether someone looks on, such as a tracer, who is to see the numbers of a spec."""
+    plain = (Tensor, Parameter)
+    known = type(grad_output) in plain and type(x) in plain and type(coeffs) in plain
+    return not known or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _differentiated(coeffs: Tensor, spec: Spec) -> tuple[Tensor, Spec]:
     """The coefficients D a and the spec of the derivative in x."""
-    slopes = (coeffs.double() @ _matrix(recurrence, coeffs.device)).to(torch.promote_types(coeffs.dtype, torch.float32))
+    slopes = (coeffs.double() @ _matrix(spec.recurrence, coeffs.device)).to(
+        torch.promote_types(coeffs.dtype, torch.float32)
+    )
     derivative_of = {OUTSIDE["extrapolate"]: 0, reference.ZERO: reference.ZERO, OUTSIDE["clamp"]: reference.ZERO}
-    return slopes, recurrence, dim, center, lo, hi, derivative_of.get(outside, OUTSIDE["clamp"])
+    return slopes, spec._replace(outside=derivative_of.get(spec.outside, OUTSIDE["clamp"]))
 
 
-def _matrix(recurrence: tuple[float, ...], device: torch.device) -> Tensor:
+def _matrix(recurrence: Sequence[float], device: torch.device) -> Tensor:
     """D as a float64 tensor, (D a)_j = Σ_k a_k D[k, j]."""
     K = len(recurrence) // 3 + 1
     return torch.tensor(_C.derivative_matrix(list(recurrence)), dtype=torch.float64, device=device).view(K, K)
@@ -214,12 +245,14 @@ for _prefix in ("", "_"):
     torch.library.register_fake(f"slaf_ext::{_prefix}slaf_backward", _fake_slaf_backward)
 # Not torch.library.register_autograd, which passes tensors of forward mode on with their tangents dropped.
 _library = torch.library.Library("slaf_ext", "IMPL")
-_library.impl("slaf", slaf, "Autograd")
-_library.impl("slaf_backward", slaf_backward, "Autograd")
+_library.impl("slaf", lambda x, coeffs, *spec: slaf(x, coeffs, Spec(*spec)), "Autograd")
+_library.impl(
+    "slaf_backward", lambda g, x, coeffs, *rest: slaf_backward(g, x, coeffs, Spec(*rest[:-2]), *rest[-2:]), "Autograd"
+)
 for _name in ("_slaf", "_slaf_backward"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 if not _has_cuda:
-    for _forward in ("slaf", "_slaf", "slaf_moments"):
-        _library.impl(_forward, _no_cuda, "CUDA")
-    for _backward in ("slaf_backward", "_slaf_backward", "slaf_normalized_backward"):
-        _library.impl(_backward, lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")
+    for _name in ("slaf", "_slaf", "slaf_moments"):
+        _library.impl(_name, _no_cuda, "CUDA")
+    for _name in ("slaf_backward", "_slaf_backward", "slaf_normalized_backward"):
+        _library.impl(_name, lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,25 @@ from .bases import Basis
 # the mode before it: the tangent's slope is constant (clamp), a constant's is zero.
 OUTSIDE = {"extrapolate": 0, "clamp": 2, "linear": 3}
 ZERO = 1
+
+
+class _Numbers(NamedTuple):
+    recurrence: Sequence[float]  # A_0, B_0, C_0, A_1, …, walked at x − center
+    dim: int
+    center: float
+    lo: float
+    hi: float
+    outside: int
+
+
+class Spec(_Numbers):
+    """The arguments of the operators after the tensors."""
+
+    @functools.cached_property
+    def packed(self) -> Tensor:
+        """The same as one tensor, which is quicker to pass."""
+        recurrence, *numbers = self
+        return torch.tensor([*numbers, *recurrence], dtype=torch.float64, device="cpu")
 
 
 def slaf(
@@ -64,32 +84,30 @@ def naive(x: Tensor, coeffs: Tensor | Sequence[Tensor]) -> Tensor:
     return sum(coeffs[k] * x**k for k in range(len(coeffs)))  # type: ignore[return-value]
 
 
-def spec(
-    coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, float] | None, outside: str
-) -> tuple[tuple[float, ...], int, float, float, float, int]:
-    """The arguments of the operators after (x, coeffs): recurrence, dim, center, lo, hi, outside."""
+def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
+    """The arguments of :func:`slaf`, checked, as the operators take them."""
     if not isinstance(coeffs, Tensor):
         raise TypeError(f"coeffs is a {type(coeffs).__name__}; it must be a tensor of shape (K,) or (G, K)")
-    if coeffs.dim() not in (1, 2) or 0 in coeffs.shape:
+    shape = coeffs.shape
+    if len(shape) not in (1, 2) or 0 in shape:
         raise ValueError(
-            f"coeffs have shape {tuple(coeffs.shape)}; they must be (K,) or (G, K) with G and K at least 1, "
-            "K = degree + 1"
+            f"coeffs have shape {tuple(shape)}; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1"
         )
     if not (domain is None or isinstance(domain, tuple)):
         domain = bases.check_interval(domain, "domain")  # such as a list, which no cache takes
     # torch.compile traces the function, not its cache.
     make = _spec.__wrapped__ if torch.compiler.is_compiling() else _spec
-    return make(bases.get(basis), coeffs.shape[-1] - 1, dim, domain, outside)
+    return make(bases.get(basis), shape[-1] - 1, dim, domain, outside)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
-def _spec(basis: Basis, degree: int, dim: int, domain: tuple[float, float] | None, outside: str):
+def _spec(basis: Basis, degree: int, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
     if outside not in OUTSIDE:
         raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim is {dim!r}; it must be an integer")
     mapped = bases.mapped(basis, degree, domain)
-    return mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside]
+    return Spec(mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside])
 
 
 def expand(

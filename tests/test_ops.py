@@ -145,6 +145,66 @@ def test_wrong_operator_arguments(change, sentence):
         OPS.slaf(*arguments)
 
 
+PACKED = spec(A, "chebyshev", 1, None, "extrapolate").packed
+
+
+@pytest.mark.parametrize(
+    ("packed", "sentence"),
+    [
+        (PACKED.float(), "the spec is float32 of shape \\(11,\\) on cpu; it must be contiguous, float64"),
+        (PACKED[:4], r"the spec is float64 of shape \(4,\) on cpu"),
+        (PACKED[None], r"the spec is float64 of shape \(1, 11\) on cpu"),
+        (PACKED.repeat_interleave(2)[::2], "it must be contiguous"),
+        (PACKED[:-1], "the recurrence holds 5 numbers and coeffs have K = 3 columns"),
+        (torch.cat([torch.tensor([0.5]), PACKED[1:]]), "dim is 0.5; it must be an integer"),
+        (torch.cat([torch.tensor([float("nan")]), PACKED[1:]]), "dim is -?nan; it must be an integer"),
+        (torch.cat([PACKED[:4], torch.tensor([1e30]), PACKED[5:]]), r"outside is 1e\+30; it must be an integer"),
+        (torch.cat([PACKED[:4], torch.tensor([-1.0]), PACKED[5:]]), "outside is -1; it must be 0"),
+    ],
+)
+def test_wrong_packed_spec(packed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        OPS._slaf(X, A, packed)
+    with pytest.raises(ValueError, match=sentence):
+        OPS._slaf_backward(X, X, A, packed, True, True)
+
+
+def test_who_looks_on_sees_operators_with_plain_numbers():
+    """Dispatch modes and tensor subclasses, in forward and backward, to the second order; the values stay the same."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def results():
+        x, coeffs = X.clone().requires_grad_(), A.clone().requires_grad_()
+        y = slaf_ext.slaf(x, coeffs, domain=(-2, 2), outside="linear")
+        first = torch.autograd.grad(y.square().sum(), (x, coeffs), create_graph=True)
+        return y, *first, *torch.autograd.grad(first[0].sum() + first[1].sum(), (x, coeffs))
+
+    seen = []
+    expected = results()
+    assert seen == []
+    with Record():
+        watched = results()
+    assert all(torch.equal(w, e) for w, e in zip(watched, expected, strict=True))
+    assert {OPS.slaf.default, OPS.slaf_backward.default} < set(seen)
+    assert not {OPS._slaf.default, OPS._slaf_backward.default} & set(seen)
+
+
+def test_a_spec_first_met_in_inference_mode_serves_training():
+    coeffs = torch.randn(3)
+    with torch.inference_mode():
+        slaf_ext.slaf(X, coeffs, domain=(-1.25, 7.5))
+    x = X.clone().requires_grad_()
+    y = slaf_ext.slaf(x, coeffs.requires_grad_(), domain=(-1.25, 7.5))
+    gradients = torch.autograd.grad(y.sum(), (x, coeffs))
+    expected = slaf_ext.reference.slaf(x, coeffs, domain=(-1.25, 7.5))
+    torch.testing.assert_close((y, *gradients), (expected, *torch.autograd.grad(expected.sum(), (x, coeffs))))
+
+
 def test_wrong_grad_output():
     arguments = spec(A, "chebyshev", 1, None, "extrapolate")
     with pytest.raises(ValueError, match=r"grad_output has shape \(4, 3\) and x has shape \(3, 4\)"):

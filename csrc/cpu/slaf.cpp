@@ -236,9 +236,8 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   return totals;
 }
 
-Tensor slaf(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence, int64_t dim, double center,
-            double lo, double hi, int64_t outside) {
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+Tensor slaf(const Tensor& x, const Tensor& coeffs, const Spec& spec) {
+  const Arguments a(x, coeffs, spec);
   const Tensor y = a.empty_like_x();
   if (a.x.numel() == 0) return y;
 
@@ -275,9 +274,8 @@ Table coeffs_gradient_of(const Table& sums, const Arguments& a, const Recurrence
 }
 
 std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor& x, const Tensor& coeffs,
-                                         const std::vector<double>& recurrence, int64_t dim, double center, double lo,
-                                         double hi, int64_t outside, bool need_x, bool need_coeffs) {
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+                                         const Spec& spec, bool need_x, bool need_coeffs) {
+  const Arguments a(x, coeffs, spec);
   const Tensor gy = a.lay_like_x(grad_output);
   const Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
   const auto shape = coeffs.sizes();
@@ -347,7 +345,7 @@ Table sample_means(const Arguments& a) {
 
 std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence,
                                         int64_t dim, double center, double lo, double hi, int64_t outside) {
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  const Arguments a(x, coeffs, {recurrence, dim, center, lo, hi, outside});
   a.check_normalized();
   const Tensor mean = empty_statistics(coeffs), variance = empty_statistics(coeffs);
   const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
@@ -389,7 +387,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
                                                     const Tensor& mean, const Tensor& variance,
                                                     const std::vector<double>& recurrence, int64_t dim, double center,
                                                     double lo, double hi, int64_t outside, double eps, bool need_x) {
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  const Arguments a(x, coeffs, {recurrence, dim, center, lo, hi, outside});
   a.check_normalized();
   check_statistics(mean, "mean", coeffs);
   check_statistics(variance, "variance", coeffs);
@@ -436,10 +434,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
 }  // namespace slaf_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CPU, m) {
-  m.impl("slaf", TORCH_BOX(&slaf_ext::cpu::slaf));
-  m.impl("slaf_backward", TORCH_BOX(&slaf_ext::cpu::slaf_backward));
-  m.impl("_slaf", TORCH_BOX(&slaf_ext::cpu::slaf));
-  m.impl("_slaf_backward", TORCH_BOX(&slaf_ext::cpu::slaf_backward));
+  slaf_ext::PlainForm<&slaf_ext::cpu::slaf, &slaf_ext::cpu::slaf_backward>::register_in(m);
   m.impl("slaf_moments", TORCH_BOX(&slaf_ext::cpu::slaf_moments));
   m.impl("slaf_normalized_backward", TORCH_BOX(&slaf_ext::cpu::slaf_normalized_backward));
 }

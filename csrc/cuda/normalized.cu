@@ -9,7 +9,7 @@ namespace {
 std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence,
                                         int64_t dim, double center, double lo, double hi, int64_t outside) {
   CurrentStream device(x);
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  const Arguments a(x, coeffs, {recurrence, dim, center, lo, hi, outside});
   a.check_normalized();
   const Tensor mean = empty_statistics(coeffs), variance = empty_statistics(coeffs);
   const Problem p = problem_of(a);
@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
                                                     const std::vector<double>& recurrence, int64_t dim, double center,
                                                     double lo, double hi, int64_t outside, double eps, bool need_x) {
   CurrentStream device(x);
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  const Arguments a(x, coeffs, {recurrence, dim, center, lo, hi, outside});
   a.check_normalized();
   check_statistics(mean, "mean", coeffs);
   check_statistics(variance, "variance", coeffs);

@@ -6,10 +6,9 @@
 namespace slaf_ext::cuda {
 namespace {
 
-Tensor slaf(const Tensor& x, const Tensor& coeffs, const std::vector<double>& recurrence, int64_t dim, double center,
-            double lo, double hi, int64_t outside) {
+Tensor slaf(const Tensor& x, const Tensor& coeffs, const Spec& spec) {
   CurrentStream device(x);
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  const Arguments a(x, coeffs, spec);
   const Tensor y = a.empty_like_x();
   Problem p = problem_of(a);
   p.out = y.mutable_data_ptr();
@@ -18,10 +17,9 @@ Tensor slaf(const Tensor& x, const Tensor& coeffs, const std::vector<double>& re
 }
 
 std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor& x, const Tensor& coeffs,
-                                         const std::vector<double>& recurrence, int64_t dim, double center, double lo,
-                                         double hi, int64_t outside, bool need_x, bool need_coeffs) {
+                                         const Spec& spec, bool need_x, bool need_coeffs) {
   CurrentStream device(x);
-  const Arguments a(x, coeffs, recurrence, dim, center, lo, hi, outside);
+  const Arguments a(x, coeffs, spec);
   const Tensor gy = a.lay_like_x(grad_output);
   const Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
   const auto shape = coeffs.sizes();
@@ -48,8 +46,5 @@ extern "C" __attribute__((visibility("default"))) int slaf_ext_cuda_architecture
 }
 
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CUDA, m) {
-  m.impl("slaf", TORCH_BOX(&slaf_ext::cuda::slaf));
-  m.impl("slaf_backward", TORCH_BOX(&slaf_ext::cuda::slaf_backward));
-  m.impl("_slaf", TORCH_BOX(&slaf_ext::cuda::slaf));
-  m.impl("_slaf_backward", TORCH_BOX(&slaf_ext::cuda::slaf_backward));
+  slaf_ext::PlainForm<&slaf_ext::cuda::slaf, &slaf_ext::cuda::slaf_backward>::register_in(m);
 }
