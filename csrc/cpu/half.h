@@ -34,14 +34,18 @@ SLAF_INLINE F widen_bits(U bits) {
   const U special = (bits & 0x7c00u) == 0x7c00u ? zero + 0x7f800000u : zero;  // inf and NaN keep their mantissa
   return __builtin_bit_cast(F, value | special | (bits & 0x8000u) << 16);
 }
+// The upper 16 bits of this are the bfloat16 nearest to a number. A NaN whose last 16 bits are set would be rounded to
+// -0. There is none: they come from numbers of 16 bits, from an operation, or from coefficients, which `quiet` has
+// seen.
+template <typename U, typename F>
+SLAF_INLINE U rounded_bits(F t) {
+  const U bits = __builtin_bit_cast(U, t);
+  return bits + 0x7fffu + (bits >> 16 & 1u);
+}
 template <typename S, typename U, typename F>
 SLAF_INLINE U narrow_bits(F t) {
+  if constexpr (std::is_same_v<S, BFloat16>) return rounded_bits<U>(t) >> 16;
   const U bits = __builtin_bit_cast(U, t), zero = bits ^ bits;
-  if constexpr (std::is_same_v<S, BFloat16>) {
-    // A NaN whose last 16 bits are set would be rounded to -0. There is none: they come from numbers of 16 bits, from
-    // an operation, or from coefficients, which `quiet` has seen.
-    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  }
   const U magnitude = bits & 0x7fffffffu;
   // Normal numbers: move the bias and round in the integer; what overflows becomes 0x7c00, inf.
   const U normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;

@@ -200,7 +200,7 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
                    static_cast<S*>(out),
                    kernel.steps,
                    kernels<T>(pass, kind, a.degree(), true, isa).steps,
-                   vectors_a_step(kind, vector_bytes(isa), pass),
+                   vectors_a_step(vector_bytes(isa), pass),
                    {A.data(), B.data(), C.data()},
                    a.degree(),
                    static_cast<T>(a.center),

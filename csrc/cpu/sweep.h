@@ -87,11 +87,12 @@ struct Task {
   int64_t outer_begin, outer_end, unit_begin, unit_end, inner_begin, inner_end;
 };
 
-// Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them.
-constexpr int vectors_a_step(Walk kind, int bytes, unsigned pass) {
+// Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them. A fourth in the
+// gradients' step fits barely, and leaves a processor less room to begin the next one: 3 % slower at degree 8.
+constexpr int vectors_a_step(int bytes, unsigned pass) {
   if (pass == forward) return bytes == 64 ? 8 : 4;
   if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
-  return bytes == 64 ? 6 : has_one_factor(kind) ? 4 : 3;
+  return bytes == 64 ? 6 : 3;
 }
 // Rows, about, of a strip whose units share cache lines, so that they meet in L1; and how many units ahead it asks for
 // numbers.
@@ -107,8 +108,8 @@ constexpr int tile_rows = 96;
 constexpr int summed_rows = 192;
 
 // `count` vectors of one unit, `stride` numbers apart.
-template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T, typename Tail>
-SLAF_INLINE void step(const S* x, const S* seed, S* out, int64_t stride, const Rows<T>& table,
+template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T, typename Stride, typename Tail>
+SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Rows<T>& table,
                       const Degree<Tail>& degree, const T* coeffs, T* sums) {
   constexpr int W = bytes / sizeof(T);
   const int K = degree.value() + 1;
@@ -165,7 +166,7 @@ SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t dista
 // The walk over a strip. Code for one tail of the degree is for vectors that lie one after another.
 template <Walk kind, int bytes, unsigned pass, typename Tail, typename S, typename T>
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
-  constexpr int count = vectors_a_step(kind, bytes, pass), W = bytes / sizeof(T);
+  constexpr int count = vectors_a_step(bytes, pass), W = bytes / sizeof(T);
   constexpr bool dense = !std::is_same_v<Tail, int>;
   constexpr int size = sizeof(S), line = cache_line / size, lines = (count * W + line - 1) / line;
   // Copies, since what is written could overlap the originals for all that a compiler knows.
@@ -177,7 +178,14 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
     rows = {a, b, nullptr};
   }
   const Degree<Tail> n = in_blocks<Tail>(degree);
-  const int64_t stride = dense ? W : s.stride, block = s.block;
+  const auto stride = [&]() __attribute__((always_inline)) {
+    if constexpr (dense) {
+      return Constant<W>{};
+    } else {
+      return s.stride;
+    }
+  }();
+  const int64_t block = s.block;
   const int units = dense ? 1 : s.units;
   for (int unit = 0; unit < units; ++unit) {
     const T* coeffs = s.coeffs + unit * block;

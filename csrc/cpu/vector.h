@@ -69,6 +69,26 @@ SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
   }
 }
 
+// Of 2 W bfloat16 in a row, the W at even or at odd places: no number changes its lane, as it must where they are read
+// or written in order.
+template <int bytes, bool odd>
+SLAF_INLINE Vector<float, bytes> load_every_other(const BFloat16* from) {
+  using U = Vector<uint32_t, bytes>;
+  const Vector<uint16_t, bytes> words = *reinterpret_cast<const typename VectorOf<uint16_t, bytes>::anywhere*>(from);
+  const U pairs = __builtin_bit_cast(U, words);
+  return __builtin_bit_cast(Vector<float, bytes>, odd ? pairs & 0xffff0000u : pairs << 16);
+}
+template <int bytes, int... i>
+SLAF_INLINE void store_alternating(BFloat16* to, const Vector<float, bytes>& even, const Vector<float, bytes>& odd,
+                                   std::integer_sequence<int, i...>) {
+  using U = Vector<uint32_t, bytes>;
+  using Words = Vector<uint16_t, bytes>;
+  const auto low = __builtin_bit_cast(Words, rounded_bits<U>(even) >> 16);
+  const auto high = __builtin_bit_cast(Words, rounded_bits<U>(odd));
+  *reinterpret_cast<typename VectorOf<uint16_t, bytes>::anywhere*>(to) =
+      __builtin_shufflevector(low, high, (i % 2 == 0 ? i : i + bytes / 2)...);
+}
+
 // `count` vectors worked on side by side, which hides the latency of the recurrence. Written without loops, which the
 // compiler would have to unroll before it keeps the vectors in registers.
 template <typename T, int bytes, int count, typename = std::make_integer_sequence<int, count>>
@@ -80,13 +100,15 @@ struct Pack<T, bytes, count, std::integer_sequence<int, u...>> {
 
   SLAF_INLINE static Pack filled(const V& t) { return {{((void)u, t)...}}; }
   SLAF_INLINE static Pack filled(T t) { return filled(t - V{}); }  // t + 0 would not be t for -0
-  template <typename S>
-  SLAF_INLINE static Pack read(const S* from, int64_t stride) {
-    return {{load<bytes>(from + u * stride)...}};
+  // Vectors `stride` numbers apart. A constant stride tells that they lie in a row and that all lanes are treated
+  // alike, so that numbers may be in any lane as long as all are read and written in the same order.
+  template <typename S, typename Stride>
+  SLAF_INLINE static Pack read(const S* from, Stride stride) {
+    return {{read_one<u>(from, stride)...}};
   }
-  template <typename S>
-  SLAF_INLINE void write(S* to, int64_t stride) const {
-    (store<bytes>(to + u * stride, v[u]), ...);
+  template <typename S, typename Stride>
+  SLAF_INLINE void write(S* to, Stride stride) const {
+    (write_one<u>(to, stride), ...);
   }
   SLAF_INLINE V total() const { return (... + v[u]); }
   SLAF_INLINE friend Pack operator*(const Pack& p, const Pack& q) { return {{(p.v[u] * q.v[u])...}}; }
@@ -96,6 +118,28 @@ struct Pack<T, bytes, count, std::integer_sequence<int, u...>> {
   SLAF_INLINE friend Pack operator+(const Pack& p, const V& t) { return {{(p.v[u] + t)...}}; }
   SLAF_INLINE friend Pack operator+(const Pack& p, T t) { return p + (t - V{}); }
   SLAF_INLINE friend Pack operator-(const Pack& p, const Pack& q) { return {{(p.v[u] - q.v[u])...}}; }
+
+ private:
+  template <typename S, typename Stride, int i>
+  static constexpr bool is_paired =
+      std::is_same_v<S, BFloat16> && !std::is_same_v<Stride, int64_t> && (i % 2 == 1 || i + 1 < count);
+
+  template <int i, typename S, typename Stride>
+  SLAF_INLINE static V read_one(const S* from, Stride stride) {
+    if constexpr (is_paired<S, Stride, i>) {
+      return load_every_other<bytes, i % 2 == 1>(from + i / 2 * 2 * stride);
+    } else {
+      return load<bytes>(from + i * stride);
+    }
+  }
+  template <int i, typename S, typename Stride>
+  SLAF_INLINE void write_one(S* to, Stride stride) const {
+    if constexpr (!is_paired<S, Stride, i>) {
+      store<bytes>(to + i * stride, v[i]);
+    } else if constexpr (i % 2 == 1) {
+      store_alternating<bytes>(to + (i - 1) * stride, v[i - 1], v[i], std::make_integer_sequence<int, bytes / 2>{});
+    }
+  }
 };
 
 }  // namespace slaf_ext::cpu
