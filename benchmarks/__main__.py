@@ -189,5 +189,5 @@ def _shown(path: Path) -> Path:
 
 if __name__ == "__main__":
     if sys.argv[1:2] in ([], ["run"]):
-        environment.restart_with_steady_malloc()
+        environment.restart_steadily()
     sys.exit(main(sys.argv[1:]))

@@ -82,6 +82,12 @@ class Entry:
             self.case.passes
         ] * self.case.nbytes
 
+    @property
+    def least_multiply_adds(self) -> int:
+        """Of a polynomial: one for each degree forward, and two backward, for the basis and for its sum with D a."""
+        each = {"forward": 1, "backward": 2, "both": 3}[self.case.passes]
+        return each * self.case.degree * self.case.numel
+
     def as_json(self) -> dict:
         return asdict(self)
 
@@ -127,6 +133,9 @@ def _compile_seconds(entry: Entry) -> float:
     return once * (1 if entry.network is None else 4)
 
 
+# Measured beside every case: what memory gives, and what arithmetic gives, by a product of matrices this wide.
+ROOFS = ("copy", "product")
+PRODUCT_SIDE = 512
 YARDSTICKS = ("clone", "relu")
 EAGER = ("naive", "stacked", "horner", "clenshaw")
 COMPILED = ("compiled horner", "compiled clenshaw", "autotuned horner", "autotuned clenshaw")

@@ -20,22 +20,25 @@ from .cases import CORES
 ROOT = Path(__file__).parent.parent
 IS_LINUX = sys.platform.startswith("linux")
 
-TUNABLES = "GLIBC_TUNABLES"
-_STEADY = "glibc.malloc.tcache_count=0"
+# What a process must be started with.
+#
+# Tensors are aligned, and glibc's thread cache holds on to the few bytes left over on both sides. So the gap that a
+# freed tensor leaves is too small for the next one by these bytes, and outputs wander over up to a dozen places, more
+# of them for one variant than for another: relu's time at 2^20 elements was seen to differ by a factor of 3 with the
+# places alone.
+#
+# OpenMP's threads, torch's and those of compiled code, stay on the core that each got.
+_STEADY = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "OMP_PLACES": "cores", "OMP_PROC_BIND": "true"}
 
 
-def restart_with_steady_malloc() -> None:
-    """Replaces this process by itself with a malloc that puts a tensor where the last one of its size was.
+def restart_steadily() -> None:
+    """Replaces this process by itself with threads bound to cores, and a malloc that puts a tensor where the last was.
 
-    Tensors are aligned, and glibc's thread cache holds on to the few bytes left over on both sides. So the gap that a
-    freed tensor leaves is too small for the next one by these bytes, and outputs wander over up to a dozen places,
-    more of them for one variant than for another: relu's time at 2^20 elements was seen to differ by a factor of 3
-    with the places alone. The cache cannot be turned off once a process runs.
+    What a user set is left alone.
     """
-    given = os.environ.get(TUNABLES, "")
-    if IS_LINUX and _STEADY not in given:
-        os.environ[TUNABLES] = ":".join(filter(None, (given, _STEADY)))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    missing = {name: value for name, value in _STEADY.items() if name not in os.environ}
+    if IS_LINUX and missing:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
 
 
 def facts(device: str) -> dict:
@@ -53,7 +56,7 @@ def facts(device: str) -> dict:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "tunables": os.environ.get(TUNABLES, ""),
+        "settings": {name: os.environ.get(name) for name in _STEADY},
     }
 
 

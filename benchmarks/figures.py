@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib import ticker
 
 from . import tables
-from .cases import Case
+from .cases import ROOFS, Case
 from .results import Results
 from .statistics import Group, groups
 
@@ -83,7 +83,7 @@ def _headline(chosen: dict[int, Group], where: str):
     """A bar for every variant."""
     figure, axes = plt.subplots(1, len(chosen), figsize=(4 * len(chosen), 4), sharex=True, layout="constrained")
     for ax, (degree, group) in zip(axes if len(chosen) > 1 else [axes], chosen.items(), strict=True):
-        fp32 = [m for m in group if m.is_timed and m.entry.case.dtype == "fp32" and m.entry.variant != "copy"]
+        fp32 = [m for m in group if m.is_timed and m.entry.case.dtype == "fp32" and m.entry.variant not in ROOFS]
         fp32.sort(key=lambda m: m.time.median)
         for i, m in enumerate(fp32):
             t = m.time
@@ -171,9 +171,13 @@ def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
         ax.plot(xs, [t.median * 1e3 for t in ts], label=variant, markersize=5, **STYLES[variant])
         ax.fill_between(xs, [t.low * 1e3 for t in ts], [t.high * 1e3 for t in ts], color=STYLES[variant]["color"],
                         alpha=0.15, linewidth=0)  # fmt: skip
-    roof = [(sweep.of(g.case), tables.roof(g) * 1e3) for g in swept if g.find("copy")]
-    if roof:
-        ax.plot(*zip(*roof, strict=True), color="black", linewidth=1, label="memory roof")
+    for name, roof, dashes in (
+        ("memory roof", tables.roof, "-"),
+        ("arithmetic roof", tables.arithmetic_roof, (0, (4, 1, 1, 1, 1, 1))),
+    ):
+        known = [(sweep.of(g.case), t * 1e3) for g in swept if (t := roof(g)) > 0]  # nan is not, nor is degree 0
+        if known:
+            ax.plot(*zip(*known, strict=True), color="black", linewidth=1, linestyle=dashes, label=name)
     ax.set_yscale("log")
     if sweep.log:
         ax.set_xscale("log", base=2)

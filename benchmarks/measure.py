@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 from slaf_ext import bases
 
 from . import environment, oracle, variants
-from .cases import COMPILED, DTYPES, Case, Entry, Unit
+from .cases import COMPILED, DTYPES, PRODUCT_SIDE, Case, Entry, Unit
 from .variants import Prepared, Unavailable
 
 # An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all.
@@ -166,6 +166,13 @@ def copy_action(case: Case, x: Tensor) -> Callable[[], Tensor]:
     return functools.partial(target.copy_, source)
 
 
+def product_action(case: Case) -> Callable[[], Tensor]:
+    """A product of matrices, in what the case is computed in: the rate of multiply-adds that is to be had."""
+    dtype = torch.float64 if case.dtype == "fp64" else torch.float32
+    a, b, out = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype, device=case.device) for _ in range(3))
+    return lambda: torch.mm(a, b, out=out)
+
+
 class Clock:
     """Seconds a call, of a block of calls, with the case's number of threads."""
 
@@ -196,7 +203,7 @@ def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
     So whatever else the machine does meets all variants alike, and a ratio is taken within a round.
 
     Returns:
-        A record for every entry, and one named "copy" for every case.
+        A record for every entry, and for every case one of each of `cases.ROOFS`.
     """
     torch._dynamo.reset()  # compiled code of one unit must not make the next one recompile
     records: list[dict] = []
@@ -208,8 +215,9 @@ def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
         tick(entry.variant)
         if case not in tensors:
             tensors[case] = inputs(case)
-            records.append({**entry.as_json(), "variant": "copy"})
-            clocks.append(Clock(copy_action(case, tensors[case][0]), case))
+            for roof, run in (("copy", copy_action(case, tensors[case][0])), ("product", product_action(case))):
+                records.append({**entry.as_json(), "variant": roof})
+                clocks.append(Clock(run, case))
         record, clock = _checked(entry, *tensors[case])
         records.append({**entry.as_json(), **record})
         clocks.append(clock)

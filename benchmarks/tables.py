@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from . import bars
-from .cases import COMPILED, EAGER, Case
+from .cases import COMPILED, EAGER, PRODUCT_SIDE, ROOFS, Case
 from .results import Results
 from .statistics import Group, Measured, Quantity, groups
 
@@ -68,7 +68,7 @@ def times(group: Group) -> Table:
         name = m.entry.variant + (f" {dtype}" if dtype != first.dtype else "")
         if not m.is_timed:
             notes.append(_why_not(name, m))
-        elif m.entry.variant != "copy":
+        elif m.entry.variant not in ROOFS:
             rows.append([name, *_cells(m, group)])
     header = ["variant", "time", "quartiles", "GB/s", "copy", *over, "error", "saved", "ops"]
     return Table(title(first), header, rows, notes + _disturbed(group), MARKED)
@@ -258,7 +258,7 @@ def sweep(results: Iterable[Results], suite: str) -> Table | None:
     """The times of a suite: a row for every case, a column for every variant."""
     chosen = list(groups(results, "times", suite))
     variants = list(
-        dict.fromkeys(m.entry.variant for g in chosen for m in g if m.is_timed and m.entry.variant != "copy")
+        dict.fromkeys(m.entry.variant for g in chosen for m in g if m.is_timed and m.entry.variant not in ROOFS)
     )
     if not variants:
         return None
@@ -276,6 +276,12 @@ def roof(group: Group) -> float:
     """Seconds that the bytes which must move take at the rate of a copy; nan where none was measured."""
     copy = group.find("copy", dtype=group.case.dtype)
     return copy.time.median * copy.entry.moved_bytes / (2 * copy.entry.case.nbytes) if copy else math.nan
+
+
+def arithmetic_roof(group: Group) -> float:
+    """Seconds that the polynomial's multiply-adds take at the rate of a matrix product; nan where none was measured."""
+    product = group.find("product", dtype=group.case.dtype)
+    return product.time.median * product.entry.least_multiply_adds / PRODUCT_SIDE**3 if product else math.nan
 
 
 # ------------------------------------------------------------------ the bars

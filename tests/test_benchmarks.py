@@ -73,16 +73,18 @@ def tiny(monkeypatch):
 
 
 def measured(*units: Unit) -> list[dict]:
-    return [record for unit in units for record in command.KINDS[unit.kind](unit, lambda what: None)]
+    """The records of the units' variants, those of the roofs left out."""
+    records = [record for unit in units for record in command.KINDS[unit.kind](unit, lambda what: None)]
+    return [record for record in records if record["variant"] not in cases.ROOFS]
 
 
 def made_up(preset: str, path: Path) -> results.Results:
     """A file as that preset writes it, of invented numbers: every entry of a unit is slower than the one before."""
     results.start(path, environment.facts("cpu"), {"preset": preset, "device": "cpu", "wanted": {}})
     for unit in cases.PRESETS[preset]("cpu"):
-        copy = [Entry("copy", unit.entries[0].case)] if unit.kind == "times" else []
+        copy, product = ([Entry(name, unit.entries[0].case)] * (unit.kind == "times") for name in cases.ROOFS)
         records = []
-        for i, entry in enumerate([*copy, *unit.entries], start=1):
+        for i, entry in enumerate([*copy, *unit.entries, *product], start=1):
             blocks = [1e-4 * i * (1 + 0.01 * block) for block in range(7)]
             timed = {"calls": 1, "seconds": blocks, "waited": [0.0] * 7, "errors": {"y": 1e-7}, "launches": i}
             memory = {"peak_bytes": 2**20 * i, **({} if entry.network else {"saved_bytes": 2**20 * i})}
@@ -128,7 +130,7 @@ def test_every_pass_and_dtype(passes, dtype):
 
 
 def test_compiled_variants_run():
-    (record,) = (r for r in measured(cases.times("x", TINY, ("compiled horner",), 0)) if r["variant"] != "copy")
+    (record,) = measured(cases.times("x", TINY, ("compiled horner",), 0))
     assert "seconds" in record, record
     assert record["first_call_seconds"] > 0
 
@@ -147,7 +149,7 @@ def test_the_normalised_form_and_its_yardstick_are_right_and_timed(layout, dtype
 
 
 def test_batchnorm_is_no_yardstick_without_channels():
-    (record,) = measured(cases.times("x", TINY, ("batchnorm + relu",), 0))[1:]
+    (record,) = measured(cases.times("x", TINY, ("batchnorm + relu",), 0))
     assert "needs images" in record["skipped"]
 
 
@@ -173,7 +175,7 @@ def another_eps(case):
 def test_a_wrong_normalised_form_is_refused(monkeypatch, make, said):
     monkeypatch.setitem(variants.OTHERS, "normalized", make)
     case = dataclasses.replace(TINY, shape=(2, 16, 5, 5), sharing="channel")
-    (record,) = measured(cases.times("x", case, ("normalized",), 0))[1:]
+    (record,) = measured(cases.times("x", case, ("normalized",), 0))
     assert said in record["refused"]
 
 
@@ -207,7 +209,7 @@ def test_a_wrong_variant_is_refused_before_it_is_timed(monkeypatch, form, said):
 
 def test_an_output_of_another_dtype_is_refused(monkeypatch):
     monkeypatch.setitem(variants.POLYNOMIALS, "fused", (of_another_dtype, False))
-    (record,) = (r for r in measured(cases.times("x", dataclasses.replace(TINY, passes="forward"), ("fused",), 0))[1:])
+    (record,) = measured(cases.times("x", dataclasses.replace(TINY, passes="forward"), ("fused",), 0))
     assert "float64" in record["refused"]
 
 
@@ -275,7 +277,7 @@ def test_the_oracle_of_the_normalised_form_agrees_with_numpy():
 
 
 def test_operators_are_counted_without_views_and_allocations():
-    (_, *records) = measured(cases.times("x", TINY, ("relu", "fused", "horner", "compiled horner"), 0))
+    records = measured(cases.times("x", TINY, ("relu", "fused", "horner", "compiled horner"), 0))
     counted = {r["variant"]: r["launches"] for r in records}
     # horner of degree 3: 3 products and sums, for each two products and a sum of the gradients, and what adds them up.
     assert counted["relu"] == counted["fused"] == 2
@@ -313,7 +315,7 @@ def test_a_new_basis_joins_the_sweep_unasked(monkeypatch):
 @pytest.mark.parametrize("name", cases.PEERS)
 def test_an_absent_peer_is_skipped_with_a_word(monkeypatch, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (record,) = measured(cases.times("x", TINY, (name,), 0))[1:]
+    (record,) = measured(cases.times("x", TINY, (name,), 0))
     assert record["skipped"] == f"{name} is not installed"
 
 
@@ -327,7 +329,7 @@ def present(monkeypatch, path: str, **names) -> None:
 
 def test_a_peer_that_needs_a_gpu_or_does_not_import_is_skipped_with_a_word(monkeypatch):
     present(monkeypatch, "nothing")
-    _, liger, other = measured(cases.times("x", TINY, ("liger_kernel", "torch_activation"), 0))
+    liger, other = measured(cases.times("x", TINY, ("liger_kernel", "torch_activation"), 0))
     assert liger["skipped"] == "Liger's PolyNorm is a Triton kernel, which needs a GPU"
     assert other["skipped"] == "torch_activation does not import here: ZeroDivisionError: division by zero"
 
@@ -347,7 +349,7 @@ def test_peers_are_held_to_what_they_compute(monkeypatch, wrong):
             return sum(a[i] * x**i for i in range(6)) / (1 + sum(terms if wrong else map(torch.abs, terms)))
 
     present(monkeypatch, "rational.torch", Rational=Rational)
-    (record,) = measured(cases.times("x", TINY, ("rational_activations",), 0))[1:]
+    (record,) = measured(cases.times("x", TINY, ("rational_activations",), 0))
     assert "y is off by" in record["refused"] if wrong else set(record["errors"]) > {"y", "dx"}
     assert ("seconds" in record) is not wrong
 
@@ -380,7 +382,7 @@ def test_outputs_return_to_their_places():
     code = """
 import torch
 from benchmarks import environment
-environment.restart_with_steady_malloc()
+environment.restart_steadily()
 environment.keep_freed_memory()
 x = torch.rand(2**18, requires_grad=True)
 places = set()
@@ -388,12 +390,12 @@ for _ in range(30):
     y = torch.relu(x)
     places.add((y.data_ptr(), *(t.data_ptr() for t in torch.autograd.grad(y.sum(), x))))
     del y
-print(len(places), environment.facts("cpu")["tunables"])
+print(len(places), *environment.facts("cpu")["settings"].values())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    count, tunables = done.stdout.split()
+    count, *settings = done.stdout.split()
     assert int(count) <= 3
-    assert "tcache_count=0" in tunables
+    assert settings == ["glibc.malloc.tcache_count=0", "cores", "true"]
 
 
 def test_memory_unit_measures_in_a_process_of_its_own():
@@ -666,6 +668,17 @@ def test_of_two_results_with_the_same_case_the_later_counts(tmp_path):
     both, later = (list(statistics.groups(found)) for found in ([first, second], [second]))
     assert both == later
     assert list(statistics.groups([second, first])) == list(statistics.groups([first]))
+
+
+def test_the_roofs_are_what_bytes_and_multiply_adds_take(tmp_path):
+    """In the invented results the copy takes 103 us, and the product, last of 8 or 9, as many times that."""
+    drawn = figures.FIGURES["scaling"].chosen([made_up("degrees", tmp_path / "degrees.jsonl")])
+    for (group,) in ([g for g in groups if g.case.degree == 8] for _, groups in drawn):
+        moved, multiply_adds = 5 * 4 * 2**20, 3 * 8 * 2**20
+        assert tables.roof(group) == pytest.approx(1.03e-4 * moved / (2 * 4 * 2**20))
+        assert tables.arithmetic_roof(group) == pytest.approx(1.03e-4 * len(group) * multiply_adds / 512**3)
+    labels = figures._scaling(drawn, "here").legends[0].get_texts()
+    assert {"memory roof", "arithmetic roof"} < {label.get_text() for label in labels}
 
 
 def test_a_summary_row_says_what_was_measured(tmp_path):
