@@ -10,13 +10,14 @@ import torch
 
 from slaf_ext import bases
 
+from . import CORES
+
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARINGS = ("layer", "group", "channel", "feature")
 LAYOUTS = ("contiguous", "channels_last")
 PASSES = ("both", "forward", "backward")
 
 # The bars are written for two threads, so that is what is measured wherever there are two cores.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 THREADS = min(2, CORES)
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 

@@ -15,7 +15,7 @@ import torch
 
 import slaf_ext
 
-from .cases import CORES
+from . import CORES
 
 ROOT = Path(__file__).parent.parent
 IS_LINUX = sys.platform.startswith("linux")
