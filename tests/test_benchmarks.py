@@ -1,6 +1,7 @@
 """The harness itself, on tiny inputs. No time is asserted anywhere."""
 
 import dataclasses
+import importlib
 import json
 import os
 import platform
@@ -321,10 +322,16 @@ def test_an_absent_peer_is_skipped_with_a_word(monkeypatch, name):
 
 def present(monkeypatch, path: str, **names) -> None:
     """Puts a module of that path, and of these names, in place of a peer's."""
+    absent = [peer for peer in cases.PEERS if peer != path.partition(".")[0]]
+    import_module = importlib.import_module
+
+    def pretended(name, *package):
+        if name == path:
+            return types.SimpleNamespace(**names)
+        return 1 / 0 if name.partition(".")[0] in absent else import_module(name, *package)
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(
-        "importlib.import_module", lambda name: types.SimpleNamespace(**names) if name == path else 1 / 0
-    )
+    monkeypatch.setattr("importlib.import_module", pretended)
 
 
 def test_a_peer_that_needs_a_gpu_or_does_not_import_is_skipped_with_a_word(monkeypatch):
@@ -797,6 +804,46 @@ def test_disturbed_blocks_do_not_count():
 def test_memory_and_network_modules_are_what_the_kinds_name():
     assert command.KINDS["memory"] is memory.unit_records
     assert command.KINDS["network"] is networks.times
+
+
+def test_gpu_script_runs_every_step_and_keeps_its_output(tmp_path):
+    """With tools that print how they were called."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("python3", "nvidia-smi", "compute-sanitizer", "ncu"):
+        (tools / name).write_text('#!/bin/sh\necho "$(basename $0) $*"\n')
+        (tools / name).chmod(0o755)
+    script = ROOT / "benchmarks" / "gpu.sh"
+    done = subprocess.run([script, tmp_path / "out"], capture_output=True, text=True,
+                          env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert set(printed) == {
+        "build",
+        "facts",
+        "device",
+        "tests",
+        "suite",
+        "memcheck",
+        "racecheck",
+        "benchmark",
+        "profile",
+    }
+    for mentioned in re.findall(r"tests/\w+\.py", " ".join(printed.values())):
+        assert (ROOT / mentioned).is_file()
+    assert "python3 -m benchmarks.gpu" in printed["benchmark"]
+    assert "python3 -m benchmarks.gpu --profile" in printed["profile"]
+    limits = [int(limit) for limit in re.findall(r"^ *step [\w$\"]+ (\d+)", script.read_text(), re.MULTILINE)]
+    assert len(limits) == 8
+    assert sum(limits) + 25 <= 8 * 60  # one line is for two sanitizers
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would measure")
+def test_gpu_benchmark_says_where_there_is_no_gpu(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", tmp_path / "x.csv"], capture_output=True, text=True,
+                          cwd=ROOT)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "there is no GPU that this torch can use; nothing was measured\n"
 
 
 def test_gpu_bars_are_met_missed_or_not_measured():
