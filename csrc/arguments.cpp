@@ -71,10 +71,10 @@ bool same_strides(const Tensor& a, const Tensor& b) {
 
 Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t ndim, const Tensor& like, ScalarType dtype) {
   int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(ndim, sizes, strides, type, device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
