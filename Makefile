@@ -20,19 +20,29 @@ paper: .venv/built
 gpu:
 	benchmarks/gpu.sh $(OUT) $(PYTHON)
 
-# Warnings are errors in our own C++, under both standards that torch builds extensions with.
-lint: .venv/built
+# Warnings are errors in our own C++, under both standards that torch builds extensions with, and with the headers of the
+# oldest torch that pyproject.toml allows.
+lint: .venv/built .venv/oldest
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/* tests/emulation/*.h tests/emulation/*.cpp
-	for standard in c++17 c++20; do for source in csrc/*.cpp csrc/cpu/*.cpp; do \
-	  g++ -std=$$standard -fsyntax-only -fvisibility=hidden -Wall -Wextra -Wno-psabi -Werror \
-	    -DTORCH_TARGET_VERSION=0x020a000000000000 $$($(PY) .ci/includes.py) $$source || exit 1; \
+	for way in "-std=c++17 $$($(PY) .ci/includes.py)" "-std=c++20 $$($(PY) .ci/includes.py)" \
+	    "-std=c++17 $$($(PY) .ci/includes.py .venv/oldest)"; do for source in csrc/*.cpp csrc/cpu/*.cpp; do \
+	  g++ $$way -fsyntax-only -fvisibility=hidden -Wall -Wextra -Wno-psabi -Werror \
+	    -DTORCH_TARGET_VERSION=0x020a000000000000 $$source || exit 1; \
 	done; done
 
 clean:
 	rm -rf .venv build slaf_ext/*.so *.egg-info
+
+# The wheel for macOS is the smallest that holds them.
+.venv/oldest: .venv/installed .ci/headers.py
+	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $@.new \
+	  --platform macosx_11_0_arm64 --python-version 3.12 torch==2.10.0
+	$(PY) .ci/headers.py $@.new/*.whl $@.new
+	rm -rf $@ $@.new/*.whl
+	mv $@.new $@
 
 .venv/installed: .ci/requirements.txt
 	@echo "Installing the pinned dependencies in .venv (once; a minute or two) ..."
