@@ -131,7 +131,8 @@ Spec unpacked(const Tensor& packed) {
          "; it must be contiguous, float64, on the CPU: dim, center, lo, hi, outside and the recurrence");
   const auto* from = static_cast<const double*>(packed.const_data_ptr());
   const auto integer = [](const char* name, double value) {
-    if (!(std::abs(value) < 0x1p31 && std::trunc(value) == value)) fail(name, " is ", value, "; it must be an integer");
+    if (!(std::abs(value) < 0x1p63 && std::trunc(value) == value))
+      fail(name, " is ", value, "; it must be an integer of 64 bits");
     return static_cast<int64_t>(value);
   };
   return {{from + 5, from + packed.numel()}, integer("dim", from[0]), from[1], from[2], from[3],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import ops, reference
 from .bases import Basis
@@ -61,7 +62,7 @@ def slaf(
     """
     reference.check_tensor(x)
     spec = reference.spec(coeffs, basis, dim, domain, outside)
-    if torch.compiler.is_compiling():
+    if is_compiling() or ops.is_traced_before_autograd():
         return torch.ops.slaf_ext.slaf(x, coeffs, *spec)
     return ops.slaf(x, coeffs, spec)
 

@@ -10,6 +10,7 @@ so the derivative of the backward operator is made of the same two operators, an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import reference
@@ -40,6 +42,12 @@ except (ImportError, OSError) as error:
 # The operators that autograd passes by, with the spec in one tensor: where tensors are small, time goes with the number
 # of arguments. `_op` is what a call of an operator comes down to, without the Python around it.
 _slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default._op, torch.ops.slaf_ext._slaf_backward.default._op
+
+
+# Whether a tracer records what autograd has not seen yet, as make_fx(…, pre_dispatch=True) does.
+is_traced_before_autograd = functools.partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+)
 
 
 def slaf(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
@@ -93,7 +101,7 @@ _apply = super(torch.autograd.Function, SlafFunction).apply
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised form and its statistics, :func:`reference.normalized`, fused where there is a kernel."""
     fused = (x.is_cpu or (x.is_cuda and _has_cuda)) and spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"])
-    if not fused or _transformed() or torch.compiler.is_compiling():
+    if not fused or _transformed() or is_compiling():
         return reference.normalized(x, coeffs, *spec, eps=eps)
     return NormalizedFunction.apply(x, coeffs, eps, *spec)
 
@@ -209,11 +217,20 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def _check_device(x, **others):
+    """The kernels' own check, for fakes: a tensor on "meta" among real ones brings a call here."""
+    for name, tensor in others.items():
+        if tensor.device != x.device:
+            raise ValueError(f"{name} are on {tensor.device} and x is on {x.device}; move one to the other's device")
+
+
 def _fake_slaf(x, coeffs, *spec):
+    _check_device(x, coeffs=coeffs)
     return torch.empty_like(x)
 
 
 def _fake_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
+    _check_device(x, coeffs=coeffs, grad_output=grad_output)
     need_x, need_coeffs = spec_and_needs[-2:]
     return (
         torch.empty_like(x) if need_x else x.new_empty(0),
@@ -222,11 +239,13 @@ def _fake_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
 
 
 def _fake_slaf_moments(x, coeffs, *spec):
+    _check_device(x, coeffs=coeffs)
     statistics = coeffs.new_empty((*coeffs.shape[:-1], coeffs.shape[-1] - 1), dtype=torch.float64)
     return statistics, torch.empty_like(statistics)
 
 
 def _fake_slaf_normalized_backward(grad_output, x, coeffs, mean, variance, *spec_and_rest):
+    _check_device(x, coeffs=coeffs, grad_output=grad_output, mean=mean, variance=variance)
     dx = torch.empty_like(x) if spec_and_rest[-1] else x.new_empty(0)
     return dx, torch.empty_like(coeffs, memory_format=torch.contiguous_format)
 

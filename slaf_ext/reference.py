@@ -8,11 +8,14 @@ every step of the recurrence.
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import bases
 from .bases import Basis
@@ -39,7 +42,15 @@ class Spec(_Numbers):
     def packed(self) -> Tensor:
         """The same as one tensor, which is quicker to pass."""
         recurrence, *numbers = self
-        return torch.tensor([*numbers, *recurrence], dtype=torch.float64, device="cpu")
+        return _packed(array("d", [*numbers, *recurrence]).tobytes())
+
+
+@functools.lru_cache(maxsize=1024)
+def _packed(numbers: bytes) -> Tensor:
+    # By numpy and without functionalization: torch's factories heed the modes of the moment, and this is kept for all.
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        return torch.from_numpy(np.frombuffer(numbers).copy())
 
 
 def slaf(
@@ -96,7 +107,7 @@ def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, floa
     if not (domain is None or isinstance(domain, tuple)):
         domain = bases.check_interval(domain, "domain")  # such as a list, which no cache takes
     # torch.compile traces the function, not its cache.
-    make = _spec.__wrapped__ if torch.compiler.is_compiling() else _spec
+    make = _spec.__wrapped__ if is_compiling() else _spec
     return make(bases.get(basis), shape[-1] - 1, dim, domain, outside)
 
 

@@ -156,7 +156,7 @@ PACKED = spec(A, "chebyshev", 1, None, "extrapolate").packed
         (PACKED[None], r"the spec is float64 of shape \(1, 11\) on cpu"),
         (PACKED.repeat_interleave(2)[::2], "it must be contiguous"),
         (PACKED[:-1], "the recurrence holds 5 numbers and coeffs have K = 3 columns"),
-        (torch.cat([torch.tensor([0.5]), PACKED[1:]]), "dim is 0.5; it must be an integer"),
+        (torch.cat([torch.tensor([0.5]), PACKED[1:]]), "dim is 0.5; it must be an integer of 64 bits"),
         (torch.cat([torch.tensor([float("nan")]), PACKED[1:]]), "dim is -?nan; it must be an integer"),
         (torch.cat([PACKED[:4], torch.tensor([1e30]), PACKED[5:]]), r"outside is 1e\+30; it must be an integer"),
         (torch.cat([PACKED[:4], torch.tensor([-1.0]), PACKED[5:]]), "outside is -1; it must be 0"),
@@ -192,6 +192,57 @@ def test_who_looks_on_sees_operators_with_plain_numbers():
     assert all(torch.equal(w, e) for w, e in zip(watched, expected, strict=True))
     assert {OPS.slaf.default, OPS.slaf_backward.default} < set(seen)
     assert not {OPS._slaf.default, OPS._slaf_backward.default} & set(seen)
+
+
+def test_a_tracer_before_autograd_sees_the_differentiable_operator():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(lambda x, coeffs: slaf_ext.slaf(x, coeffs), pre_dispatch=True)(X, A)
+    assert OPS.slaf.default in {node.target for node in graph.graph.nodes}
+    x, coeffs = X.clone().requires_grad_(), A.clone().requires_grad_()
+    gradients = torch.autograd.grad(graph(x, coeffs).sum(), (x, coeffs))
+    assert all(map(torch.equal, gradients, torch.autograd.grad(slaf_ext.slaf(x, coeffs).sum(), (x, coeffs))))
+
+
+def test_a_tensor_without_data_among_real_ones_is_refused():
+    real, meta = (X, A), (X.to("meta"), A.to("meta"))
+    for x, coeffs, sentence in (
+        (real[0], meta[1], "coeffs are on meta and x is on cpu"),
+        (meta[0], real[1], "coeffs are on cpu and x is on meta"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            slaf_ext.slaf(x, coeffs)
+        with pytest.raises(ValueError, match=sentence):
+            slaf_ext.slaf(x.clone().requires_grad_(), coeffs)
+    with pytest.raises(ValueError, match="grad_output are on meta and x is on cpu"):
+        OPS.slaf_backward(meta[0], *real, *spec(A, "chebyshev", 1, None, "extrapolate"), True, True)
+
+
+def test_a_spec_first_met_under_a_mode_serves_without_it():
+    from torch.overrides import TorchFunctionMode
+
+    class InSinglePrecision(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            return result.float() if isinstance(result, torch.Tensor) else result
+
+    with InSinglePrecision():
+        slaf_ext.slaf(X, A, domain=(-1.5, 7.5))
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        slaf_ext.slaf(torch._to_functional_tensor(X), A, domain=(-1.5, 8.5))
+    finally:
+        torch._disable_functionalization()
+    for domain in ((-1.5, 7.5), (-1.5, 8.5)):
+        y = slaf_ext.slaf(X, A, domain=domain)
+        assert not torch._is_functional_tensor(y)
+        torch.testing.assert_close(y, slaf_ext.reference.slaf(X, A, domain=domain))
+
+
+def test_a_huge_dim_is_an_integer_too():
+    assert torch.equal(slaf_ext.slaf(X, A, dim=2**40), slaf_ext.slaf(X, A))
+    with pytest.raises(ValueError, match="dim is 1099511627776 and x has 2 dimensions"):
+        slaf_ext.slaf(X, A[None], dim=2**40)
 
 
 def test_a_spec_first_met_in_inference_mode_serves_training():
