@@ -32,7 +32,7 @@ _STEADY = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "OMP_PLACES": "cores
 
 
 def restart_steadily() -> None:
-    """Replaces this process by itself with threads bound to cores, and a malloc that puts a tensor where the last was.
+    """Replaces this process by itself with threads bound to cores, and a malloc whose tensors wander less.
 
     What a user set is left alone.
     """
