@@ -218,7 +218,7 @@ def _transformed() -> bool:
 
 
 def _check_device(x, **others):
-    """The kernels' own check, for fakes: a tensor on "meta" among real ones brings a call here."""
+    """What the kernels check too, for fakes: a tensor on "meta" among real ones brings a call here."""
     for name, tensor in others.items():
         if tensor.device != x.device:
             raise ValueError(f"{name} are on {tensor.device} and x is on {x.device}; move one to the other's device")
