@@ -1,6 +1,8 @@
 // The checks and preparations that every backend shares; each backend's library holds a copy of them.
 #include "ops.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <sstream>
 #include <stdexcept>
@@ -30,6 +32,14 @@ std::string device_of(const Tensor& t) {
   return text.str();
 }
 
+// As Python writes it: 1.0, not 1.
+std::string as_float(double number) {
+  std::ostringstream text;
+  text << number;
+  const bool whole = text.str().find_first_not_of("-0123456789") == std::string::npos;
+  return text.str() + (whole ? ".0" : "");
+}
+
 bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
          (a.is_cpu() || a.get_device_index() == b.get_device_index());
@@ -40,7 +50,7 @@ bool is_half(ScalarType t) { return t == ScalarType::Half || t == ScalarType::BF
 bool is_supported(ScalarType t) { return is_half(t) || t == ScalarType::Float || t == ScalarType::Double; }
 
 // As PyTorch spells it in Python.
-const char* name_of(ScalarType t) {
+std::string name_of(ScalarType t) {
   switch (t) {
     case ScalarType::Half: return "float16";
     case ScalarType::BFloat16: return "bfloat16";
@@ -54,8 +64,11 @@ const char* name_of(ScalarType t) {
     case ScalarType::Long: return "int64";
     case ScalarType::ComplexFloat: return "complex64";
     case ScalarType::ComplexDouble: return "complex128";
-    default: return torch::headeronly::toString(t);
+    default: break;
   }
+  std::string name = torch::headeronly::toString(t);
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
 }
 
 bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -101,7 +114,7 @@ std::vector<Row> check_recurrence(const std::vector<double>& flat, int64_t K) {
   for (size_t i = 0; i < flat.size(); i += 3) {
     const Row row{flat[i], flat[i + 1], i == 0 ? 0.0 : flat[i + 2]};
     if (!(std::isfinite(row.a) && std::isfinite(row.b) && std::isfinite(row.c) && row.a != 0.0))
-      fail("row ", i / 3, " of the recurrence is (", row.a, ", ", row.b, ", ", row.c,
+      fail("row ", i / 3, " of the recurrence is (", as_float(row.a), ", ", as_float(row.b), ", ", as_float(row.c),
            "); all three must be finite and A not zero");
     rows.push_back(row);
   }
@@ -150,8 +163,9 @@ Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const Spec& spec)
   check_tensors(x, coeffs);
   rows = check_recurrence(spec.recurrence, coeffs.size(coeffs.dim() - 1));
   const int64_t dim = check_dim(x, coeffs, spec.dim);
-  if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi) && std::isfinite(center)))
-    fail("the domain is (", lo, ", ", hi, ") around ", center, "; it needs finite ends with lo < hi");
+  if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi)))
+    fail("domain is (", as_float(lo), ", ", as_float(hi), "); it needs finite ends with lo < hi");
+  if (!std::isfinite(center)) fail("center is ", center, "; it must be finite");
   if (spec.outside < 0 || spec.outside > 3)
     fail("outside is ", spec.outside, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
   if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
@@ -178,7 +192,8 @@ Tensor Arguments::lay_like_x(const Tensor& grad_output) const {
     fail("grad_output is ", name_of(grad_output.scalar_type()), " and x is ", name_of(x.scalar_type()),
          "; they must be equal");
   if (!same_device(grad_output, x))
-    fail("grad_output is on ", device_of(grad_output), " and x is on ", device_of(x), "; they must be equal");
+    fail("grad_output is on ", device_of(grad_output), " and x is on ", device_of(x),
+         "; move one to the other's device");
   if (same_strides(grad_output, x)) return grad_output;
   Tensor copy = empty_like_x();
   torch::stable::copy_(copy, grad_output);

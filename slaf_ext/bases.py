@@ -88,7 +88,7 @@ class Basis:
 
     def rows(self, degree: int) -> list[Row]:
         """The same rows as a list of tuples, in plain Python, which torch.compile can trace."""
-        degree = check_degree(degree)
+        degree = check_integer(degree, "degree", 0)
         if callable(self.recurrence):
             rows = [self.recurrence(k) for k in range(degree)]
         elif len(self.recurrence) < degree:
@@ -137,19 +137,23 @@ def mapped(basis: Basis, degree: int, domain: tuple[float, float] | None) -> Map
     return MappedRecurrence(flat, 0.5 * lo + 0.5 * hi, lo, hi)
 
 
-def check_degree(degree: int) -> int:
-    """`degree`, if it is an integer from 0 up."""
-    if isinstance(degree, bool) or not isinstance(degree, (int, np.integer)) or degree < 0:
-        raise ValueError(f"degree is {degree!r}; it must be an integer from 0 up")
-    return int(degree)
+def check_integer(value: int, what: str, least: int) -> int:
+    """`value` as an int, if it is an integer, numpy's among them, from `least` up."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{what} is {value!r}; it must be an integer from {least} up")
+    return int(value)
 
 
 def check_interval(interval: Sequence[float], what: str) -> tuple[float, float]:
     """`interval` as two floats, if it is one."""
     try:
-        lo, hi = (float(end) for end in interval)
+        lo, hi = interval
+        trained = getattr(lo, "requires_grad", False) or getattr(hi, "requires_grad", False)
+        lo, hi = (lo, hi) if trained else (float(lo), float(hi))
     except (TypeError, ValueError):
         raise ValueError(f"{what} is {interval!r}; it must be a pair of numbers (lo, hi)") from None
+    if trained:
+        raise ValueError(f"{what} is {interval!r}, which requires a gradient and would get none; detach its ends")
     if not (lo < hi and math.isfinite(lo) and math.isfinite(hi)):
         raise ValueError(f"{what} is ({lo}, {hi}); it needs finite ends with lo < hi")
     return lo, hi

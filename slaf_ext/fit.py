@@ -109,7 +109,7 @@ def fit(
 
     Source: L. N. Trefethen, *Approximation Theory and Approximation Practice*, SIAM 2013, chapters 4 and 10.
     """
-    degree = bases.check_degree(degree)
+    degree = bases.check_integer(degree, "degree", 0)
     basis = bases.get(basis)
     interval = basis.domain if domain is None else bases.check_interval(domain, "domain")
     if method not in METHODS:

@@ -14,7 +14,7 @@ from . import bases
 from .bases import Basis
 from .fit import FUNCTIONS, fit
 from .functional import basis_values, normalized_slaf, slaf
-from .reference import OUTSIDE, fold
+from .reference import check_dim, check_outside, fold
 from .series import Series, to_numpy
 
 if TYPE_CHECKING:
@@ -92,16 +92,12 @@ class SLAF(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.degree = bases.check_degree(degree)
-        if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
-            raise ValueError(f"num_groups is {num_groups!r}; it must be an integer from 1 up")
-        if outside not in OUTSIDE:
-            raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
-        self.num_groups = num_groups
+        self.degree = bases.check_integer(degree, "degree", 0)
+        self.num_groups = num_groups = bases.check_integer(num_groups, "num_groups", 1)
         self.basis = bases.get(basis)
-        self.dim = dim
+        self.dim = check_dim(dim)
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
-        self.outside = outside
+        self.outside = check_outside(outside)
         self.init = init.detach().clone() if isinstance(init, Tensor) else init
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum!r}; it must be a number from 0 to 1, or None")

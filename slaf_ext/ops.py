@@ -10,7 +10,6 @@ so the derivative of the backward operator is made of the same two operators, an
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +43,10 @@ except (ImportError, OSError) as error:
 _slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default._op, torch.ops.slaf_ext._slaf_backward.default._op
 
 
-# Whether a tracer records what autograd has not seen yet, as make_fx(…, pre_dispatch=True) does.
-is_traced_before_autograd = functools.partial(
-    torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
-)
+def is_traced_before_autograd() -> bool:
+    """Whether a tracer records what autograd has not seen yet: make_fx(…, pre_dispatch=True) or torch.jit.trace."""
+    key = torch._C.DispatchKey.PreDispatch
+    return torch._C._dispatch_tls_is_dispatch_key_included(key) or torch._C._is_tracing()
 
 
 def slaf(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
@@ -179,7 +178,11 @@ def _forward(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
     if _observed(x, x, coeffs):
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
-    return _slaf(x, coeffs, spec.packed)
+    try:
+        return _slaf(x, coeffs, spec.packed)
+    except NotImplementedError:
+        reference.check_tensors(x, coeffs)  # such as a sparse x, of which the dispatcher speaks in words of its own
+        raise
 
 
 def _backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, *needs: bool) -> tuple[Tensor, Tensor]:
@@ -191,10 +194,10 @@ def _backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, *needs
 
 
 def _observed(grad_output: Tensor, x: Tensor, coeffs: Tensor) -> bool:
-    """Whether someone looks on, such as a tracer, who is to see the numbers of a spec."""
+    """Whether someone looks on who is to see the numbers of a spec: a tracer, or the fakes, who check them."""
     plain = (Tensor, Parameter)
     known = type(grad_output) in plain and type(x) in plain and type(coeffs) in plain
-    return not known or torch._C._len_torch_dispatch_stack() > 0
+    return not known or x.is_meta or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _differentiated(coeffs: Tensor, spec: Spec) -> tuple[Tensor, Spec]:
@@ -217,21 +220,36 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _check_device(x, **others):
-    """What the kernels check too, for fakes: a tensor on "meta" among real ones brings a call here."""
-    for name, tensor in others.items():
-        if tensor.device != x.device:
-            raise ValueError(f"{name} are on {tensor.device} and x is on {x.device}; move one to the other's device")
+def _differentiable_slaf(x, coeffs, *spec):
+    reference.check_tensor(x)
+    reference.check_tensor(coeffs, "coeffs")
+    return slaf(x, coeffs, Spec(*spec))
+
+
+def _differentiable_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
+    *spec, need_x, need_coeffs = spec_and_needs
+    for name, tensor in (("grad_output", grad_output), ("x", x), ("coeffs", coeffs)):
+        reference.check_tensor(tensor, name)
+    return slaf_backward(grad_output, x, coeffs, Spec(*spec), need_x, need_coeffs)
+
+
+def _check(x, coeffs, *spec, **others):
+    """What the kernels check too, for fakes, which meta tensors meet in their place."""
+    if len(spec) > 1:
+        reference.check_arguments(x, coeffs, *spec)
+    else:
+        reference.check_tensors(x, coeffs)
+    reference.check_device(x, **others)
 
 
 def _fake_slaf(x, coeffs, *spec):
-    _check_device(x, coeffs=coeffs)
+    _check(x, coeffs, *spec)
     return torch.empty_like(x)
 
 
 def _fake_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
-    _check_device(x, coeffs=coeffs, grad_output=grad_output)
-    need_x, need_coeffs = spec_and_needs[-2:]
+    *spec, need_x, need_coeffs = spec_and_needs
+    _check(x, coeffs, *spec, grad_output=grad_output)
     return (
         torch.empty_like(x) if need_x else x.new_empty(0),
         torch.empty_like(coeffs, memory_format=torch.contiguous_format) if need_coeffs else coeffs.new_empty(0),
@@ -239,14 +257,15 @@ def _fake_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
 
 
 def _fake_slaf_moments(x, coeffs, *spec):
-    _check_device(x, coeffs=coeffs)
+    _check(x, coeffs, *spec)
     statistics = coeffs.new_empty((*coeffs.shape[:-1], coeffs.shape[-1] - 1), dtype=torch.float64)
     return statistics, torch.empty_like(statistics)
 
 
 def _fake_slaf_normalized_backward(grad_output, x, coeffs, mean, variance, *spec_and_rest):
-    _check_device(x, coeffs=coeffs, grad_output=grad_output, mean=mean, variance=variance)
-    dx = torch.empty_like(x) if spec_and_rest[-1] else x.new_empty(0)
+    *spec, _eps, need_x = spec_and_rest
+    _check(x, coeffs, *spec, grad_output=grad_output, mean=mean, variance=variance)
+    dx = torch.empty_like(x) if need_x else x.new_empty(0)
     return dx, torch.empty_like(coeffs, memory_format=torch.contiguous_format)
 
 
@@ -264,10 +283,8 @@ for _prefix in ("", "_"):
     torch.library.register_fake(f"slaf_ext::{_prefix}slaf_backward", _fake_slaf_backward)
 # Not torch.library.register_autograd, which passes tensors of forward mode on with their tangents dropped.
 _library = torch.library.Library("slaf_ext", "IMPL")
-_library.impl("slaf", lambda x, coeffs, *spec: slaf(x, coeffs, Spec(*spec)), "Autograd")
-_library.impl(
-    "slaf_backward", lambda g, x, coeffs, *rest: slaf_backward(g, x, coeffs, Spec(*rest[:-2]), *rest[-2:]), "Autograd"
-)
+_library.impl("slaf", _differentiable_slaf, "Autograd")
+_library.impl("slaf_backward", _differentiable_slaf_backward, "Autograd")
 for _name in ("_slaf", "_slaf_backward"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 if not _has_cuda:

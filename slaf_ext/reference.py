@@ -8,6 +8,7 @@ every step of the recurrence.
 from __future__ import annotations
 
 import functools
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def basis_values(
 ) -> Tensor:
     """φ_0(x) … φ_degree(x), stacked along a new last dimension; see :func:`slaf_ext.basis_values`."""
     check_floating(x)
-    mapped = bases.mapped(bases.get(basis), bases.check_degree(degree), domain)
+    mapped = bases.mapped(bases.get(basis), bases.check_integer(degree, "degree", 0), domain)
     t = _widen(x) - mapped.center
     return torch.stack(list(_walk(t, mapped.rows)), dim=-1).to(x.dtype)
 
@@ -97,36 +98,41 @@ def naive(x: Tensor, coeffs: Tensor | Sequence[Tensor]) -> Tensor:
 
 def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
     """The arguments of :func:`slaf`, checked, as the operators take them."""
-    if not isinstance(coeffs, Tensor):
-        raise TypeError(f"coeffs is a {type(coeffs).__name__}; it must be a tensor of shape (K,) or (G, K)")
-    shape = coeffs.shape
-    if len(shape) not in (1, 2) or 0 in shape:
-        raise ValueError(
-            f"coeffs have shape {tuple(shape)}; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1"
-        )
-    if not (domain is None or isinstance(domain, tuple)):
-        domain = bases.check_interval(domain, "domain")  # such as a list, which no cache takes
-    # torch.compile traces the function, not its cache.
+    check_tensor(coeffs, "coeffs")
+    check_shape(coeffs)
+    if domain is not None:
+        domain = bases.check_interval(domain, "domain")
+    # torch.compile traces the function, not its cache, which takes plain values alone: a tensor would be the same to it
+    # after its numbers have changed.
     make = _spec.__wrapped__ if is_compiling() else _spec
-    return make(bases.get(basis), shape[-1] - 1, dim, domain, outside)
+    return make(bases.get(basis), int(coeffs.shape[-1]) - 1, check_dim(dim), domain, check_outside(outside))
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
+@functools.lru_cache(maxsize=1024)
 def _spec(basis: Basis, degree: int, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim is {dim!r}; it must be an integer")
     mapped = bases.mapped(basis, degree, domain)
     return Spec(mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside])
+
+
+def check_outside(outside: str) -> str:
+    """`outside`, if it is the name of a mode."""
+    if not (isinstance(outside, str) and outside in OUTSIDE):
+        raise ValueError(f"outside is {outside!r}; it must be one of {', '.join(map(repr, OUTSIDE))}")
+    return outside
+
+
+def check_dim(dim: int) -> int:
+    """`dim` as an int, if it is an integer, numpy's among them."""
+    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+        raise TypeError(f"dim is {dim!r}; it must be an integer")
+    return int(dim)
 
 
 def expand(
     x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, center: float, lo: float, hi: float, outside: int
 ) -> Tensor:
     """Σ_k a_k φ_k(x) with the arguments that the operators take."""
-    check_floating(x)
-    check_dtypes(x, coeffs)
+    check_arguments(x, coeffs, recurrence, dim, center, lo, hi, outside)
     t = _widen(x)
     rows = _along(coeffs.to(t.dtype), x, dim)
     inside = t if outside == OUTSIDE["extrapolate"] else torch.where(t < lo, lo, torch.where(t > hi, hi, t))
@@ -161,8 +167,7 @@ def normalized(
     ranks. Gradients flow through them. All is computed in float64, so that a mean far from zero costs no digits; μ and
     v are returned in it.
     """
-    check_floating(x)
-    check_dtypes(x, coeffs)
+    check_arguments(x, coeffs, recurrence, dim, *window)
     rows = _along(coeffs.double(), x, dim)
     groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
     members = x.numel() // groups
@@ -244,9 +249,9 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     return torch.cat([constant, weights], dim=-1)
 
 
-def check_tensor(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")
+def check_tensor(value: Tensor, name: str = "x") -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor")
 
 
 def check_floating(x: Tensor) -> None:
@@ -256,7 +261,44 @@ def check_floating(x: Tensor) -> None:
         raise ValueError(f"x is {name}; slaf needs float16, bfloat16, float32 or float64")
 
 
-def check_dtypes(x: Tensor, coeffs: Tensor) -> None:
+def check_arguments(
+    x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, center: float, lo: float, hi: float, outside: int
+) -> None:
+    """What the kernels check, in their words, for what computes without them. Sizes that are symbols pass.
+
+    Raises:
+        ValueError: something is wrong.
+    """
+    check_tensors(x, coeffs)
+    K = coeffs.shape[-1]
+    if _is_number(K) and len(recurrence) != 3 * (K - 1):
+        raise ValueError(
+            f"the recurrence holds {len(recurrence)} numbers and coeffs have K = {K} columns; "
+            f"it must hold A, B, C for each k < K - 1, {3 * (K - 1)} numbers"
+        )
+    for i in range(0, len(recurrence), 3):
+        a, b, c = recurrence[i], recurrence[i + 1], recurrence[i + 2] if i else 0.0
+        if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(c) and a != 0):
+            raise ValueError(
+                f"row {i // 3} of the recurrence is ({a}, {b}, {c}); all three must be finite and A not zero"
+            )
+    check_groups(x, coeffs, dim)
+    bases.check_interval((lo, hi), "domain")
+    if not math.isfinite(center):
+        raise ValueError(f"center is {center}; it must be finite")
+    if outside not in (*OUTSIDE.values(), ZERO):
+        raise ValueError(f"outside is {outside}; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)")
+
+
+def check_tensors(x: Tensor, coeffs: Tensor) -> None:
+    """The dtypes, devices and layouts of x and coeffs, and the shape of coeffs, which no recurrence changes."""
+    for name, tensor in (("x", x), ("coeffs", coeffs)):
+        check_tensor(tensor, name)
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            verb = "is" if name == "x" else "are"
+            raise ValueError(f"{name} {verb} {kind}; slaf needs a dense tensor, such as {name}.to_dense()")
+    check_floating(x)
     half = x.dtype in (torch.float16, torch.bfloat16)
     if coeffs.dtype != x.dtype and not (half and coeffs.dtype == torch.float32):
         names = [str(t.dtype).removeprefix("torch.") for t in (coeffs, x)]
@@ -264,6 +306,45 @@ def check_dtypes(x: Tensor, coeffs: Tensor) -> None:
             f"coeffs are {names[0]} and x is {names[1]}; convert one: coeffs must have x's dtype"
             + (" or be float32" if half else "")
         )
+    check_device(x, coeffs=coeffs)
+    check_shape(coeffs)
+
+
+def check_shape(coeffs: Tensor) -> None:
+    shape = coeffs.shape
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise ValueError(
+            f"coeffs have shape {tuple(shape)}; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1"
+        )
+
+
+def check_device(x: Tensor, **others: Tensor) -> None:
+    for name, tensor in others.items():
+        if tensor.device != x.device:
+            verb = "are" if name == "coeffs" else "is"
+            raise ValueError(f"{name} {verb} on {tensor.device} and x is on {x.device}; move one to the other's device")
+
+
+def check_groups(x: Tensor, coeffs: Tensor, dim: int) -> None:
+    """Whether the rows of coeffs fit x along `dim`."""
+    if coeffs.dim() == 1:
+        return
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(
+            f"dim is {dim} and x has {x.dim()} dimensions, shape {tuple(x.shape)}; "
+            "dim must name one of them, or coeffs be of shape (K,)"
+        )
+    groups, size = coeffs.shape[0], x.shape[dim]
+    if _is_number(groups) and _is_number(size) and size % groups:
+        raise ValueError(
+            f"coeffs have G = {groups} rows and x, of shape {tuple(x.shape)}, has size {size} "
+            f"along dim {dim % x.dim()}; that must be a multiple of G"
+        )
+
+
+def _is_number(size: int) -> bool:
+    """Whether a size is known, and no symbol of torch.compile's or torch.export's."""
+    return isinstance(size, int)
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -274,19 +355,8 @@ def _along(coeffs: Tensor, x: Tensor, dim: int) -> Tensor:
     """coeffs with a row for every index of x along `dim`, shaped to broadcast against x, K last."""
     if coeffs.dim() == 1:
         return coeffs
-    groups = coeffs.shape[0]
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(
-            f"dim is {dim} and x has {x.dim()} dimensions, shape {tuple(x.shape)}; "
-            "dim must name one of them, or coeffs be of shape (K,)"
-        )
     dim %= x.dim()
-    if x.shape[dim] % groups:
-        raise ValueError(
-            f"coeffs have G = {groups} rows and x, of shape {tuple(x.shape)}, has size {x.shape[dim]} "
-            f"along dim {dim}; that must be a multiple of G"
-        )
-    rows = coeffs.repeat_interleave(x.shape[dim] // groups, dim=0)
+    rows = coeffs.repeat_interleave(x.shape[dim] // coeffs.shape[0], dim=0)
     return rows.reshape(*(x.shape[d] if d == dim else 1 for d in range(x.dim())), coeffs.shape[-1])
 
 

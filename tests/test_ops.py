@@ -1,5 +1,6 @@
 """The operators as PyTorch sees them: opcheck, torch.compile, export, and sentences for wrong input."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,7 @@ WRONG = {
     "integer x": ((X.long(), A), {}, "x is int64; slaf needs float16"),
     "complex x": ((X.to(torch.complex64), A), {}, "x is complex64; slaf needs"),
     "boolean x": ((X > 0, A), {}, "x is bool; slaf needs"),
+    "x of eight bits": ((X.to(torch.float8_e4m3fn), A), {}, "x is float8_e4m3fn; slaf needs"),
     "other dtype": ((X.double(), A), {}, "coeffs are float32 and x is float64; convert one"),
     "half coeffs": ((X, A.half()), {}, "coeffs are float16 and x is float32; convert one"),
     "K of none": ((X, A[:0]), {}, r"coeffs have shape \(0,\); .* K = degree \+ 1"),
@@ -108,6 +110,25 @@ def test_the_same_sentence_from_the_function_the_operators_and_the_definition(ca
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
+    # Tensors without numbers meet the fakes instead of the kernels.
+    x, coeffs = x.to("meta"), coeffs.to("meta")
+    for call in (
+        lambda: slaf_ext.slaf(x, coeffs, **options),
+        lambda: slaf_ext.slaf(x, coeffs.requires_grad_(coeffs.is_floating_point()), **options),
+        lambda: OPS.slaf_backward(x, x, coeffs, *arguments, True, True),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of torch, on some of its layouts
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch._mkldnn, "nested"])
+def test_layouts_without_strides(layout):
+    x = torch.nested.nested_tensor([X[0], X[1]]) if layout == "nested" else X.detach()
+    x = x.to_mkldnn() if layout is torch._mkldnn else x.to_sparse(layout=layout) if layout != "nested" else x
+    for f in (slaf_ext.slaf, slaf_ext.reference.slaf):
+        with pytest.raises(ValueError, match=rf"x is {str(layout).removeprefix('torch.')}; slaf needs a dense tensor"):
+            f(x, A)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +138,9 @@ def test_the_same_sentence_from_the_function_the_operators_and_the_definition(ca
         ({"domain": (1, 1)}, r"domain is \(1.0, 1.0\); it needs finite ends with lo < hi"),
         ({"domain": (0, float("inf"))}, r"domain is \(0.0, inf\)"),
         ({"domain": 3}, "domain is 3; it must be a pair"),
+        ({"domain": (A, A)}, r"domain is \(tensor.*; it must be a pair"),
+        ({"domain": (-torch.ones((), requires_grad=True), 1)}, "which requires a gradient and would get none"),
+        ({"outside": ["clamp"]}, r"outside is \['clamp'\]; it must be one of"),
         ({"outside": "wrap"}, "outside is 'wrap'; it must be one of 'extrapolate', 'clamp', 'linear'"),
         ({"basis": bases.Basis("short", [(1, 0, 0)])}, "'short' has a recurrence table of length 1"),
     ],
@@ -133,7 +157,9 @@ def test_wrong_options(options, sentence):
         ({2: [1.0, 0.0]}, "the recurrence holds 2 numbers and coeffs have K = 3 columns; .* 6 numbers"),
         ({2: [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]}, "row 1 of the recurrence is .* A not zero"),
         ({2: [1.0, float("nan"), 0.0, 1.0, 0.0, 0.0]}, "row 0 of the recurrence is .* finite"),
-        ({5: 1.0, 6: 1.0}, r"the domain is \(1, 1\) around 0; it needs finite ends with lo < hi"),
+        ({5: 1.0, 6: 1.0}, r"domain is \(1.0, 1.0\); it needs finite ends with lo < hi"),
+        ({5: -0.125, 6: float("inf")}, r"domain is \(-0.125, inf\); it needs finite ends with lo < hi"),
+        ({4: float("nan")}, "center is nan; it must be finite"),
         ({7: 4}, r"outside is 4; it must be 0 \(extrapolate\)"),
     ],
 )
@@ -141,8 +167,30 @@ def test_wrong_operator_arguments(change, sentence):
     arguments = [X, A, *spec(A, "chebyshev", 1, None, "extrapolate")]
     for index, value in change.items():
         arguments[index] = value
-    with pytest.raises(ValueError, match=sentence):
-        OPS.slaf(*arguments)
+    x, *rest = arguments
+    for call in (
+        lambda: OPS.slaf(x, *rest),
+        lambda: OPS.slaf(x.to("meta"), rest[0].to("meta"), *rest[1:]),
+        lambda: torch.func.vmap(lambda row: OPS.slaf(row, *rest))(x),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+def test_a_domain_is_what_its_numbers_are_at_the_call():
+    lo, hi = torch.tensor(-1.0), np.array(1.0)
+    before = slaf_ext.slaf(X, A, domain=(lo, hi))
+    torch.testing.assert_close(before, slaf_ext.slaf(X, A, domain=(-1, 1)))
+    lo.fill_(-5)
+    hi.fill(5)
+    for domain in ((lo, hi), [lo, hi], torch.tensor([-5.0, 5.0])):
+        torch.testing.assert_close(slaf_ext.slaf(X, A, domain=domain), slaf_ext.slaf(X, A, domain=(-5.0, 5.0)))
+
+
+def test_integers_of_numpy():
+    f = slaf_ext.SLAF(np.int64(2), np.int32(2), dim=np.int64(-1))
+    assert (f.degree, f.num_groups, f.dim, type(f.dim)) == (2, 2, -1, int)
+    assert torch.equal(f(X), slaf_ext.slaf(X, f.coeffs, dim=np.int16(-1)))
 
 
 PACKED = spec(A, "chebyshev", 1, None, "extrapolate").packed
@@ -204,6 +252,15 @@ def test_a_tracer_before_autograd_sees_the_differentiable_operator():
     assert all(map(torch.equal, gradients, torch.autograd.grad(slaf_ext.slaf(x, coeffs).sum(), (x, coeffs))))
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and sizes become constants
+def test_torch_jit_trace():
+    module = slaf_ext.SLAF(3, 4, init=torch.randn(4, 4), domain=(-3, 3), outside="linear")
+    traced = torch.jit.trace(module, (X,))
+    x = torch.randn(5, 4, requires_grad=True)
+    gradients = [torch.autograd.grad(f(x).square().sum(), (x, module.coeffs)) for f in (traced, module)]
+    assert all(map(torch.equal, *gradients))
+
+
 def test_a_tensor_without_data_among_real_ones_is_refused():
     real, meta = (X, A), (X.to("meta"), A.to("meta"))
     for x, coeffs, sentence in (
@@ -214,7 +271,7 @@ def test_a_tensor_without_data_among_real_ones_is_refused():
             slaf_ext.slaf(x, coeffs)
         with pytest.raises(ValueError, match=sentence):
             slaf_ext.slaf(x.clone().requires_grad_(), coeffs)
-    with pytest.raises(ValueError, match="grad_output are on meta and x is on cpu"):
+    with pytest.raises(ValueError, match="grad_output is on meta and x is on cpu"):
         OPS.slaf_backward(meta[0], *real, *spec(A, "chebyshev", 1, None, "extrapolate"), True, True)
 
 
@@ -269,8 +326,14 @@ def test_what_is_no_tensor():
         slaf_ext.slaf([1.0], A)
     with pytest.raises(TypeError, match="coeffs is a list; it must be a tensor"):
         slaf_ext.slaf(X, [1.0])
-    with pytest.raises(TypeError, match=r"dim is 1\.0; it must be an integer"):
-        slaf_ext.slaf(X, A, dim=1.0)
+    for call in (lambda: slaf_ext.slaf(X, A, dim=1.0), lambda: slaf_ext.SLAF(2, dim=1.0)):
+        with pytest.raises(TypeError, match=r"dim is 1\.0; it must be an integer"):
+            call()
+    arguments = spec(A, "chebyshev", 1, None, "extrapolate")
+    with pytest.raises(TypeError, match="x is a NoneType; it must be a tensor"):
+        OPS.slaf(None, A, *arguments)
+    with pytest.raises(TypeError, match="coeffs is a NoneType; it must be a tensor"):
+        OPS.slaf_backward(X, X, None, *arguments, True, True)
 
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
