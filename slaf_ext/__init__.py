@@ -1,6 +1,10 @@
 """Self-learnable activation functions: f(x) = Σ a_k φ_k(x), fused, in any polynomial basis."""
 
 from importlib.metadata import version as _version
+from pkgutil import extend_path
+
+# In the sources' own folder, where Python finds these files first, the compiled part is that of the installed package.
+__path__ = extend_path(__path__, __name__)
 
 from . import bases, reference, training
 from .convert import ConversionReport, convert

@@ -33,6 +33,7 @@ def main() -> None:
         "slaf_ext": __version__,
         "torch": torch.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
+        "compiled": _C.__file__,
         "compiler": _C.compiler(),
         "CPU kernels": f"{_C.instruction_set()}, {torch.get_num_threads()} threads",
         "CUDA kernels": cuda_kernels(),

@@ -23,13 +23,12 @@ from torch.nn import Parameter
 from . import reference
 from .reference import OUTSIDE, Spec
 
-# The CUDA kernels, if they were built. Only a torch with CUDA can load them.
-CUDA_LIBRARY = next(Path(__file__).parent.glob("_cuda.*"), None)
-_has_cuda = CUDA_LIBRARY is not None and torch.version.cuda is not None
-
 try:
     from . import _C
 
+    # The CUDA kernels, if they were built. Only a torch with CUDA can load them.
+    CUDA_LIBRARY = next(Path(_C.__file__).parent.glob("_cuda.*"), None)
+    _has_cuda = CUDA_LIBRARY is not None and torch.version.cuda is not None
     if _has_cuda:
         torch.ops.load_library(CUDA_LIBRARY)
 except (ImportError, OSError) as error:

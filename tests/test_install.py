@@ -1,8 +1,10 @@
 """What is built works from any folder, and with every instruction set that this machine can run."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,18 @@ def test_facts_for_a_bug_report(tmp_path):
     printed = run(["-m", "slaf_ext"], tmp_path)
     for fact in (slaf_ext.__version__, "torch", "compiler", slaf_ext.ops._C.instruction_set(), "CUDA kernels"):
         assert fact in printed
+
+
+def test_the_folder_of_the_sources_is_no_obstacle(tmp_path):
+    """Where `pip install .` was run, Python meets the sources first, which have no compiled part."""
+    package = Path(slaf_ext.__file__).parent
+    ignore = shutil.ignore_patterns("_C.*", "_cuda.*", "__pycache__")
+    sources = shutil.copytree(package, tmp_path / "sources" / "slaf_ext", ignore=ignore)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "slaf_ext").symlink_to(package)
+    code = "import slaf_ext; print(slaf_ext.__file__, slaf_ext.SLAF(1)(slaf_ext.ops.torch.ones(2, 2)).sum().item())"
+    printed = run(["-c", code], sources.parent, PYTHONPATH=str(tmp_path / "site"))
+    assert printed.split() == [str(sources / "__init__.py"), "4.0"]
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
