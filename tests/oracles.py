@@ -1,6 +1,10 @@
-"""Values of every named basis from software that is not ours: numpy.polynomial, scipy.special, mpmath."""
+"""Values of the named bases from software that is not ours: numpy.polynomial, scipy.special, mpmath.
+
+A basis that is not among them yet is held to exact arithmetic on its own rows.
+"""
 
 import math
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -26,6 +30,21 @@ ORACLES = {
     "bessel": lambda k, x: _by_mpmath(_bessel, k, x),
     "laguerre": lambda k, x: np.polynomial.laguerre.lagvander(x, k)[..., k],
 }
+
+
+def values(basis, k, x):
+    """φ_k(x) of a :class:`slaf_ext.bases.Basis`, in float64, by the oracle of its name if there is one."""
+    if basis.name in ORACLES:
+        return ORACLES[basis.name](k, x)
+    return np.array([float(exact(basis.rows(k), Fraction(t))) for t in x])
+
+
+def exact(rows, x):
+    """φ_k(x) from its k rows (A, B, C), for x a Fraction."""
+    before, now = Fraction(0), Fraction(1)
+    for a, b, c in rows:
+        before, now = now, (Fraction(a) * x + Fraction(b)) * now - Fraction(c) * before
+    return now
 
 
 def _by_mpmath(f, k, x):

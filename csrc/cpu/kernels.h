@@ -10,7 +10,7 @@ namespace slaf_ext::cpu {
 // What a sweep over numbers of type S is made of. `steps` is null where they must be widened to scratch tiles first.
 template <typename S, typename T = compute_t<S>>
 struct Kernels {
-  void (*run_task)(const Sweep<S, T>&, const Task&, T* sums, double* totals, double* partial);
+  void (*run_task)(const Sweep<S, T>&, const Task&, const T* coeffs, T* sums, double* totals, double* partial);
   Steps<S, T> steps;
 };
 

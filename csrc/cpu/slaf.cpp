@@ -143,15 +143,13 @@ class Buffer {
   std::unique_ptr<T[]> room_;
 };
 
-// A block of coefficients for every unit, as the sweep reads them.
+// A block of coefficients for each of some units, as the sweep reads them.
 template <typename T>
-Buffer<T> expand(const Table& coeffs, const Grid& grid, int64_t W) {
+void expand(const Table& coeffs, const Grid& grid, int64_t W, int64_t unit_begin, int64_t unit_end, T* to) {
   const int64_t rows = static_cast<int64_t>(coeffs.values.size()) / coeffs.groups;
-  Buffer<T> blocks(grid.units * rows * W);
-  for (int64_t k = 0; k < rows; ++k) {
-    const auto number = [&](int64_t g) { return static_cast<T>(quiet(coeffs[k][g])); };
-    for (int64_t u = 0; u < grid.units; ++u) {
-      T* to = blocks.data() + (u * rows + k) * W;
+  for (int64_t u = unit_begin; u < unit_end; ++u) {
+    for (int64_t k = 0; k < rows; ++k, to += W) {
+      const auto number = [&](int64_t g) { return static_cast<T>(quiet(coeffs[k][g])); };
       if (!grid.by_lanes) {
         std::fill_n(to, W, number(u));
       } else {
@@ -161,7 +159,6 @@ Buffer<T> expand(const Table& coeffs, const Grid& grid, int64_t W) {
       }
     }
   }
-  return blocks;
 }
 
 // The sums of every group, from those of the units: the way back.
@@ -189,7 +186,6 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   const int64_t W = vector_bytes(isa) / static_cast<int64_t>(sizeof(T)), rows = block_rows(a, pass), block = rows * W;
   const Grid grid(a.layout, W, block * static_cast<int64_t>(sizeof(T)));
 
-  const Buffer<T> expanded = expand<T>(coeffs, grid, W);
   const Walk kind = walked(pass, recurrence.kind);
   std::vector<T> A(recurrence.a.size()), B(A.size()), C(A.size());
   set_rows(recurrence, kind, A.data(), B.data(), C.data());
@@ -207,7 +203,6 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
                    static_cast<T>(a.lo),
                    static_cast<T>(a.hi),
                    static_cast<Edge>(a.outside),
-                   expanded.data(),
                    static_cast<int>(rows),
                    grid.by_lanes,
                    grid.outer,
@@ -218,13 +213,19 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   std::vector<double> partial(has_sums(pass) ? grid.cells * cell_size : 0);
   const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks() / a.x.numel());
   torch::stable::parallel_for(0, grid.tasks(), grain, [&](int64_t begin, int64_t end) {
+    // The blocks of one task at a time: those of all units would be W times the coefficients.
     const int64_t numbers = has_sums(pass) ? grid.unit_block * block : 0;
-    const Buffer<T> sums(numbers);
+    const Buffer<T> blocks(grid.unit_block * block), sums(numbers);
     const Buffer<double> totals(numbers);
+    int64_t expanded = -1;
     for (int64_t index = begin; index < end; ++index) {
       const Task task = grid.task(index);
+      if (expanded != task.unit_begin) {
+        expand(coeffs, grid, W, task.unit_begin, task.unit_end, blocks.data());
+        expanded = task.unit_begin;
+      }
       double* own = has_sums(pass) ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
-      kernel.run_task(s, task, sums.data(), totals.data(), own);
+      kernel.run_task(s, task, blocks.data(), sums.data(), totals.data(), own);
     }
   });
 

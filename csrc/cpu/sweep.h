@@ -70,10 +70,8 @@ struct Sweep {
   T center, lo, hi;  // the walk sees clamp(x, lo, hi) - center
   Edge edge;
 
-  // Blocks of `block_rows` rows of W numbers, one block a unit: coefficients, and sums of
-  // grad_output psi_k. With linear edges two rows more: slopes below lo and above hi, and the sums
-  // of grad_output times the distance beyond.
-  const T* coeffs;
+  // The rows, of W numbers, of a unit's block: coefficients, or sums of grad_output psi_k. With linear edges two rows
+  // more: slopes below lo and above hi, and the sums of grad_output times the distance beyond.
   int block_rows;
 
   // As the storage is cut: `outer` times `units` times `inner` numbers, or, with a unit a column of
@@ -302,15 +300,15 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
   scatter<W>(mapped, stride, rows, lanes, s.by_lanes, s.out + offset);
 }
 
-// A task. `sums`, of a few rows, and `totals`, of all, are room for those of its units. `partial` receives the sums of
-// its units: a block each where lanes differ, and else the block's rows, summed over their lanes.
+// A task. `coeffs` holds the blocks of its units; `sums`, of a few rows, and `totals`, of all, are room for theirs.
+// `partial` receives the sums of its units: a block each where lanes differ, and else the block's rows, summed over
+// their lanes.
 template <int bytes, typename S, typename T>
-SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, T* __restrict__ sums, double* __restrict__ totals,
-                          double* partial) {
+SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const T* coeffs, T* __restrict__ sums,
+                          double* __restrict__ totals, double* partial) {
   constexpr int W = bytes / sizeof(T);
   const int64_t block = int64_t{s.block_rows} * W, units = task.unit_end - task.unit_begin;
   const int64_t numbers = has_sums(s.pass) ? units * block : 0;
-  const T* coeffs = s.coeffs + task.unit_begin * block;
   std::fill_n(sums, numbers, T(0));
   std::fill_n(totals, numbers, 0.0);
   int64_t unflushed = 0;
