@@ -29,7 +29,9 @@ def cases(draw):
         t = t[tuple(slice(None, None, 1 if d == expanded else steps[d]) for d in range(len(shape)))]
         return t.expand(shape)
 
-    degree = draw(st.integers(0, 9))
+    basis, degree = draw(st.sampled_from(bases.names())), draw(st.integers(0, 9))
+    if basis in ("chebyshev", "legendre"):  # which stay small
+        degree = draw(st.sampled_from([degree, 16, 31, 32, 35]))
     coeffs_shape, dim = [degree + 1], 0
     if shape and draw(st.booleans()):
         dim = draw(st.integers(-len(shape), len(shape) - 1))
@@ -38,7 +40,7 @@ def cases(draw):
     coeffs_dtype = torch.float32 if dtype.itemsize == 2 and draw(st.booleans()) else dtype
     coeffs = torch.randn(coeffs_shape, generator=generator, dtype=torch.float64).to(coeffs_dtype)
     options = {
-        "basis": draw(st.sampled_from(["monomial", "chebyshev", "legendre", "hermite_e_factorial", "laguerre"])),
+        "basis": basis,
         "dim": dim,
         "domain": draw(st.sampled_from([None, (-1.0, 1.0), (-0.5, 0.8), (0.0, 3.0)])),
         "outside": draw(st.sampled_from(["extrapolate", "clamp", "linear"])),
@@ -67,8 +69,9 @@ def test_kernel_equals_definition(case):
     size = float(phi) * steepness * (degree + 1) * (1 + float(coeffs.abs().amax()))
     for name, actual, expected in zip(("y", "dx", "dcoeffs"), *results, strict=True):
         scale = size * (max(1, x.numel()) if name == "dcoeffs" else 1)
-        tolerance = TOLERANCE[coeffs.dtype if name == "dcoeffs" else x.dtype]
-        error = (actual.double() - expected).abs().amax() if actual.numel() else 0
+        most = torch.finfo(actual.dtype).max  # beyond it a result is infinite
+        difference = actual.double().clamp(-most, most) - expected.clamp(-most, most)
+        tolerance, error = TOLERANCE[actual.dtype], difference.abs().amax() if actual.numel() else 0
         assert error <= tolerance * scale, f"{name} is off by {error}, scale {scale}"
     y, dx, dcoeffs = results[0]
     assert (y.dtype, dx.dtype, dcoeffs.dtype) == (x.dtype, x.dtype, coeffs.dtype)

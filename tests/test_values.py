@@ -55,15 +55,27 @@ def test_domain_and_outside(name, degree, domain, outside, f):
 @pytest.mark.parametrize("outside", ["extrapolate", "clamp", "linear"])
 @pytest.mark.parametrize("name", bases.names())
 def test_numbers_that_are_not_ordinary(name, outside, dtype):
-    """±0, the edges, subnormals, ±inf and NaN come out as the definition has them."""
+    """±0, the edges, subnormals, ±inf and NaN come out as numpy, or else the definition, has them; alone and in a row.
+
+    The row is long enough for the kernels' main path.
+    """
     lo, hi = bases.get(name).domain
     tiny = torch.finfo(dtype).tiny
     x = torch.tensor([0.0, -0.0, lo, hi, tiny, -tiny / 2, float("inf"), float("-inf"), float("nan")], dtype=dtype)
-    coeffs = torch.tensor([0.5, -1.0, 2.0, 0.25], dtype=dtype)
-    actual = slaf_ext.slaf(x, coeffs, name, outside=outside)
-    expected = slaf_ext.reference.slaf(x.double(), coeffs.double(), name, outside=outside)
-    assert actual[-1].isnan()
-    torch.testing.assert_close(actual.double(), expected, rtol=8 * torch.finfo(dtype).eps, atol=1e-6, equal_nan=True)
+    for degree in (0, 1, 2, 3, 8):
+        coeffs = torch.tensor([0.5, -1.0, 2.0, 0.25, -0.5, 1.0, 0.125, 1.0, -1.0][: degree + 1], dtype=dtype)
+        # numpy's Horner begins with 0 x, which makes a NaN of ∞, where powers have a limit.
+        if name in NUMPY and name != "monomial" and outside == "extrapolate" and degree > 0:
+            with np.errstate(invalid="ignore"):
+                expected = torch.from_numpy(oracle(name, coeffs.double().numpy(), None)(x.double().numpy()))
+        else:
+            expected = slaf_ext.reference.slaf(x.double(), coeffs.double(), name, outside=outside)
+        expected = expected.to(dtype).double()  # too large is infinite
+        for times in (1, 40):
+            actual = slaf_ext.slaf(x.repeat(times), coeffs, name, outside=outside).double()
+            assert degree == 0 or actual[-1].isnan()
+            rtol, atol = 8 * torch.finfo(dtype).eps, torch.finfo(dtype).eps * 9
+            torch.testing.assert_close(actual, expected.repeat(times), rtol=rtol, atol=atol, equal_nan=True)
 
 
 @pytest.mark.parametrize("outside", ["clamp", "linear"])
