@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,20 @@ common = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-O3"]
 # Python's own flags hold -fwrapv, under which indices take twice the instructions, and -g, with which compiling takes
 # a third longer.
 cxx = [*common, "-fno-wrapv", "-g0", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
+
+
+def check_compiler(variable: str, otherwise: str) -> None:
+    """Ends the build if the compiler that a variable names, or else `otherwise`, is missing or too old for C++20."""
+    command = os.environ.get(variable, otherwise)
+    try:
+        told = [
+            subprocess.check_output([*shlex.split(command), f"-{what}version"], text=True) for what in ("-", "dump")
+        ]
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"slaf_ext: {command} does not run ({error}); set {variable} to g++ 11 or later.") from None
+    if "clang" not in told[0] and int(told[1].split(".")[0]) < 11:
+        version = told[1].strip()
+        raise SystemExit(f"slaf_ext: {command} is version {version}; set {variable} to g++ 11 or later, for C++20.")
 
 
 def cuda_home() -> Path | None:
@@ -49,10 +64,7 @@ def cuda_home() -> Path | None:
             f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and {reason}; set CUDA_HOME to a toolkit of CUDA "
             f"{wanted if wanted > 12 else '12.1 or later'}, or SLAF_EXT_CUDA=0 to do without."
         )
-    compiler = os.environ.get("CXX", "g++")
-    compiler_version = subprocess.check_output([compiler, "-dumpversion"], text=True).strip()
-    if int(compiler_version.split(".")[0]) < 11 and "clang" not in compiler:
-        raise SystemExit(f"slaf_ext: {compiler} is version {compiler_version}; set CXX to g++ 11 or later, for C++20.")
+    check_compiler("CC", "g++")  # nvcc's own compiler: torch hands it CC, or nvcc finds g++
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX")
     # nvcc may be a script that calls the real one, which tells where it lives.
@@ -65,6 +77,7 @@ def extension(name: str, sources: list[str], **more) -> cpp_extension.CppExtensi
     return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, depends=headers, **more)
 
 
+check_compiler("CXX", "c++")  # as torch has it
 sources = sorted(str(path.relative_to(root)) for path in [*root.glob("csrc/*.cpp"), *root.glob("csrc/cpu/*.cpp")])
 modules = [extension("_C", sources, include_dirs=[pybind11.get_include()], extra_compile_args={"cxx": cxx})]
 if home := cuda_home():

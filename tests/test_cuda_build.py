@@ -98,7 +98,7 @@ def test_check_sees_spills():
     assert kernels(text) == [("90", "f()", 40, 24, 48)]
 
 
-def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked=None) -> str | None:
+def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked=None, compilers=None) -> str | None:
     """What setup.py ends with where torch has this CUDA and nvcc and g++ tell these versions; None for a build."""
     (tmp_path / "bin").mkdir()
     for name, says in (("nvcc", nvcc and f"Cuda compilation tools, release {nvcc}"), ("g++", cxx)):
@@ -107,7 +107,9 @@ def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked
             (tmp_path / "bin" / name).chmod(0o755)
     for name, value in (("CUDA_HOME", str(tmp_path)), ("SLAF_EXT_CUDA", asked), ("TORCH_CUDA_ARCH_LIST", "9.0")):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("CXX", str(tmp_path / "bin/g++") if cxx else "g++")
+    compiler = str(tmp_path / "bin/g++") if cxx else "g++"
+    for variable, command in {"CXX": compiler, "CC": compiler, **(compilers or {})}.items():
+        monkeypatch.setenv(variable, command)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", None)
     monkeypatch.setattr(setuptools, "setup", lambda **options: None)
@@ -133,6 +135,15 @@ def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked
         ),
         ({"asked": "1", "nvcc": "11.8"}, True, "is CUDA 11.8 and C.*20 takes 12.1 or later; set CUDA_HOME to .* 12.1"),
         ({"asked": "1", "nvcc": "13.0", "cxx": "9.4.0"}, True, r"is version 9.4.0; set CXX to g\+\+ 11 or later"),
+        ({"cxx": "9.4.0"}, True, r"is version 9.4.0; set CXX to g\+\+ 11 or later"),
+        ({"cxx": "4.2.1 (Apple clang)", "asked": "0"}, False, "^$"),
+        ({"compilers": {"CXX": "no-such-g++"}}, True, r"no-such-g\+\+ does not run \(.*; set CXX to g\+\+ 11 or later"),
+        ({"compilers": {"CXX": "env g++"}, "asked": "0"}, False, "^$"),
+        (
+            {"asked": "1", "nvcc": "13.0", "compilers": {"CC": "no-such-gcc"}},
+            True,
+            r"no-such-gcc does not run .*; set CC to g\+\+ 11 or later",
+        ),
         ({"torch_cuda": "13.0", "nvcc": "13.0", "cxx": "13.2.0"}, False, "^$"),
     ],
 )
