@@ -12,8 +12,8 @@ namespace {
 using namespace slaf_ext;
 using namespace slaf_ext::cuda;
 
-// Few, so that they compile in seconds: degrees of one kernel, degrees that share one, and beyond 12 the long way.
-using SomeDegrees = DegreeList<1, 3, 4, 8, 12>;
+// Few, so that they compile in seconds: degrees of one kernel, degrees that share one, and beyond 32 the long way.
+using SomeDegrees = DegreeList<1, 3, 4, 8, 12, 32>;
 using FewDegrees = DegreeList<2, 5>;  // of the normalised form, which has three sweeps for each
 
 template <typename T>
