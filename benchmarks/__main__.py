@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         done = set()
     else:
         path = options.resume if options.resume != Path() else results.newest()
-        begun = results.load(path)
+        begun = _load(path)
         results.check_same_environment(begun, environment.facts(begun.request["device"]))
         request, done = begun.request, begun.done()
     units = cases.select(cases.PRESETS[request["preset"]](request["device"]), request["wanted"])
@@ -160,9 +160,7 @@ def list_all(options: argparse.Namespace) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    found = [results.load(path) for path in options.results]
-    for remark in (remark for r in found for remark in r.remarks):
-        print(remark, file=sys.stderr)
+    found = [_load(path) for path in options.results]
     if options.readme is None:
         print(report.text(found))
     else:
@@ -176,8 +174,16 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def compare_two(options: argparse.Namespace) -> int:
-    print(compare.text(results.load(options.old), results.load(options.new)))
+    print(compare.text(_load(options.old), _load(options.new)))
     return 0
+
+
+def _load(path: Path) -> results.Results:
+    """The results in a file; what of it could not be used is said."""
+    found = results.load(path)
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    return found
 
 
 def _shown(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -278,16 +278,24 @@ PRESETS = {
 }
 
 
+# What a unit's entries can be chosen by.
+FILTERS: dict[str, Callable[[Entry], object]] = {
+    "dtype": lambda entry: entry.case.dtype,
+    "basis": lambda entry: entry.case.basis,
+    "degree": lambda entry: entry.case.degree,
+    "sharing": lambda entry: entry.case.sharing,
+    "layout": lambda entry: entry.case.layout,
+    "size": lambda entry: entry.case.numel,
+    "pass": lambda entry: entry.case.passes,
+    "variant": lambda entry: entry.variant,
+}
+
+
 def select(units: Iterable[Unit], wanted: dict[str, list]) -> list[Unit]:
-    """What is left of the units by the filters: attribute of the case, or "variant", to the values to keep."""
-
-    def keeps(entry: Entry) -> bool:
-        of = {"variant": entry.variant, "size": entry.case.numel, "pass": entry.case.passes}
-        return all((of[name] if name in of else getattr(entry.case, name)) in kept for name, kept in wanted.items())
-
+    """What is left of the units by the filters: each a name of FILTERS, to the values to keep."""
     chosen = []
     for unit in units:
-        entries = tuple(entry for entry in unit.entries if keeps(entry))
+        entries = tuple(e for e in unit.entries if all(FILTERS[name](e) in kept for name, kept in wanted.items()))
         if entries:
             chosen.append(replace(unit, entries=entries))
     return chosen

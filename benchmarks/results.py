@@ -6,10 +6,13 @@ A line is written whole when its unit is done, so an interrupted run leaves a fi
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .cases import Entry, Unit
+from . import cases
+from .cases import Case, Entry, Unit
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "results"
@@ -119,10 +122,11 @@ def load(path: Path) -> Results:
             f"{path} has format {head.get('format')}, and this version reads format {FORMAT}. It was left as it is; "
             f"read it with commit {head['environment'].get('commit', 'of its time')}, or measure anew."
         )
+    _check_head(path, head)
     results = Results(path, head["environment"], head["request"])
     for number, text in enumerate(lines[1:], start=2):
         line = _parse(text)
-        if line is not None and {"suite", "kind", "entries", "records"} <= line.keys():
+        if line is not None and _holds(_is_unit, line):
             results.units.append(line)
         elif text.strip():
             results.remarks.append(f"{path}, line {number}: damaged, left out.")
@@ -132,6 +136,110 @@ def load(path: Path) -> Results:
 def _parse(text: str) -> dict | None:
     try:
         line = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of too many digits; brackets without end
         return None
     return line if isinstance(line, dict) else None
+
+
+# ------------------------------------------------------------------ what a line must hold, so that reports can read it
+
+
+def _check_head(path: Path, head: dict) -> None:
+    fields = {
+        **{f"environment.{name}": (head["environment"], name, _is_text) for name in _TEXTS},
+        "environment.cores": (head["environment"], "cores", _is_count),
+        "environment.gpu": (head["environment"], "gpu", lambda gpu: gpu is None or _is_text(gpu)),
+        "request": (head, "request", _is_request),
+    }
+    for name, (holder, key, is_right) in fields.items():
+        if key not in holder:
+            raise ResultsError(f"{path} has a damaged first line, without {name}; measure anew.")
+        if not _holds(is_right, holder[key]):
+            said = json.dumps(holder[key])[:60]
+            raise ResultsError(f"{path} has a damaged first line, whose {name} is {said}; measure anew.")
+
+
+_TEXTS = ("date", "commit", "device", "cpu", "kernels", "torch", "python", "slaf_ext")
+
+
+def _holds(test: Callable[..., bool], value: object) -> bool:
+    """Whether a test of a value of any type is passed."""
+    try:
+        return test(value)
+    except (AttributeError, KeyError, OverflowError, TypeError):
+        return False
+
+
+def _is_request(request: dict) -> bool:
+    return (
+        request["preset"] in cases.PRESETS
+        and _is_text(request["device"])
+        and all(name in cases.FILTERS and isinstance(values, list) for name, values in request["wanted"].items())
+    )
+
+
+def _is_unit(line: dict) -> bool:
+    """A unit's records are from the same rounds, so they have as many blocks."""
+    records = line["records"]
+    return (
+        _is_text(line["suite"])
+        and line["kind"] in ("times", "memory", "network")
+        and bool(line["entries"])
+        and all(_is_entry(entry, line["suite"]) for entry in line["entries"])
+        and bool(records)
+        and all(_is_entry(record, line["suite"]) and _is_record(record, line["kind"]) for record in records)
+        and len({len(record["seconds"]) for record in records if "seconds" in record}) <= 1
+    )
+
+
+def _is_entry(data: dict, suite: str) -> bool:
+    entry = Entry.from_json(data)
+    is_named = _is_text(entry.variant) and (entry.network is None or _is_text(entry.network))
+    return is_named and _is_case(entry.case, suite)
+
+
+def _is_case(case: Case, suite: str) -> bool:
+    has_channels = suite == "channels" or case.sharing in ("group", "channel")
+    return (
+        len(case.shape) > has_channels
+        and all(map(_is_count, case.shape))
+        and 0 < math.prod(case.shape) < 2**63
+        and _is_count(case.degree)
+        and _is_text(case.basis)
+        and case.sharing in cases.SHARINGS
+        and case.layout in cases.LAYOUTS
+        and case.dtype in cases.DTYPES
+        and case.passes in cases.PASSES
+        and _is_count(case.threads)
+        and _is_text(case.device)
+        and case.memory in ("kept", "fresh")
+    )
+
+
+def _is_record(record: dict, kind: str) -> bool:
+    """Numbers, or the reason why there are none."""
+    if not all(record.get(name) is None or _is_count(record[name]) for name in ("saved_bytes", "launches")):
+        return False
+    if kind == "memory" and "peak_bytes" in record:
+        return _is_count(record["peak_bytes"]) and record["peak_bytes"] > 0
+    if kind != "memory" and "seconds" in record:
+        seconds, waited = record["seconds"], record["waited"]
+        errors = {} if record["variant"] in cases.ROOFS else record["errors"]
+        return (
+            len(seconds) == len(waited) > 0
+            and all(_is_number(value) and value > 0 for value in seconds)
+            and all(map(_is_number, [*waited, *errors.values()]))
+        )
+    return _is_text(record.get("skipped")) or (kind != "memory" and _is_text(record.get("refused")))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -107,8 +107,19 @@ def _why_not(name: str, m: Measured) -> str:
 
 
 def _disturbed(group: Group) -> list[str]:
-    names = [m.entry.variant for m in group if m.is_timed and m.disturbed]
-    return [f"Disturbed by other processes: {'all' if len(names) == len(group) else ', '.join(names)}."] * bool(names)
+    return _said_disturbed(filter(None, [_names_of_disturbed(group)]))
+
+
+def _said_disturbed(what: Iterable[str]) -> list[str]:
+    """A note, if there is something to say it of."""
+    said = "; ".join(what)
+    return [f"Disturbed by other processes: {said}."] * bool(said)
+
+
+def _names_of_disturbed(group: Group) -> str:
+    timed = [m for m in group if m.is_timed]
+    names = [m.entry.variant for m in timed if m.disturbed]
+    return "all" if len(names) == len(timed) > 0 else ", ".join(names)
 
 
 def network(group: Group, peaks: Group) -> Table:
@@ -124,7 +135,7 @@ def network(group: Group, peaks: Group) -> Table:
             continue
         over = [f"{m.over(other).median:.3f}" if other else "-" for other in plain.values()]
         memory = [mebibytes(peak.get(variant)), _ratio_of(peak.get(variant), peak.get("relu"))]
-        error = f"{max(m.record['errors'].values()):.0e}"
+        error = f"{max(m.record['errors'].values(), default=math.nan):.0e}"
         rows.append([variant, duration(m.time.median), _spread(m.time), *over, *memory, error])
     case = first.case
     lines = [f"{first.network}: a training step, batch {case.shape[0]}", _network_where(case)]
@@ -167,7 +178,7 @@ def _ratio_of(count: int | None, other: int | None) -> str:
 
 def summary(results: Iterable[Results]) -> Table | None:
     """The cases that have bars, a row each."""
-    rows, shapes = [], {}
+    rows, shapes, disturbed = [], {}, []
     for group in groups(results, "times", "headline"):
         case, mine, plain = group.case, group.mine, group.yardstick
         if case.memory != "kept" or mine is None:
@@ -180,6 +191,7 @@ def summary(results: Iterable[Results]) -> Table | None:
         slower = (_best(group, names, mine) for names in (COMPILED, [f for f in EAGER if f != "naive"], ("naive",)))
         over = short(mine.over(plain).median) if plain else "-"
         rows.append([f"{what}, {sharing}", duration(mine.time.median), over, *slower])
+        disturbed += [rows[-1][0]] * any(m.disturbed for m in group if m.is_timed)
     if not rows:
         return None
     note = (
@@ -188,7 +200,8 @@ def summary(results: Iterable[Results]) -> Table | None:
     )
     note += "".join(f" {sharing.capitalize()}: x of {shape}." for sharing, shape in shapes.items())
     header = ["case", "fused", "/relu", "compiled", "eager", "naive"]
-    return Table([f"Forward + backward: {case.basis}, fp32, {where(case)}"], header, rows, [note])
+    title = [f"Forward + backward: {case.basis}, fp32, {where(case)}"]
+    return Table(title, header, rows, [note, *_said_disturbed(disturbed)])
 
 
 def _best(group: Group, names: Iterable[str], mine: Measured) -> str:
@@ -214,7 +227,7 @@ def memory_summary(results: Iterable[Results]) -> Table | None:
 
 def network_summary(results: list[Results]) -> Table | None:
     """A step of training, a row for every network."""
-    rows, case = [], None
+    rows, case, disturbed = [], None, []
     for group, peaks in network_groups(results):
         mine = group.find("fused")
         if mine is None:
@@ -226,6 +239,7 @@ def network_summary(results: list[Results]) -> Table | None:
         peak = {m.entry.variant: m.record["peak_bytes"] for m in peaks if "peak_bytes" in m.record}
         memory = [_ratio_of(peak.get(v), peak.get("relu")) for v in ("fused", "naive")]
         rows.append([f"{group[0].entry.network}", duration(mine.time.median), *over, *slower, *memory])
+        disturbed += [rows[-1][0]] * any(m.disturbed for m in group if m.is_timed)
     if case is None:
         return None
     note = (
@@ -233,7 +247,7 @@ def network_summary(results: list[Results]) -> Table | None:
         "fused's step these take. The last two: peak memory over the relu network's, fused and naive."
     )
     header = ["training step", "fused", "/relu", "/gelu", "compiled", "naive", "peak", "naive peak"]
-    return Table([f"Networks: {_network_where(case)}"], header, rows, [note])
+    return Table([f"Networks: {_network_where(case)}"], header, rows, [note, *_said_disturbed(disturbed)])
 
 
 def network_groups(results: list[Results]) -> Iterator[tuple[Group, Group]]:
@@ -257,19 +271,19 @@ LABELS: dict[str, tuple[str, Callable[[Case], str]]] = {
 def sweep(results: Iterable[Results], suite: str) -> Table | None:
     """The times of a suite: a row for every case, a column for every variant."""
     chosen = list(groups(results, "times", suite))
+    if not chosen:
+        return None
     variants = list(
         dict.fromkeys(m.entry.variant for g in chosen for m in g if m.is_timed and m.entry.variant not in ROOFS)
     )
-    if not variants:
-        return None
     first, label = LABELS[suite]
     rows = [
         [label(g.case), *(duration(m.time.median) if (m := g.find(v)) else "-" for v in variants), duration(roof(g))]
         for g in chosen
     ]
-    refused = [f"{label(g.case)}: {m.entry.variant} refused: {m.record['refused']}" for g in chosen for m in g
-               if "refused" in m.record]  # fmt: skip
-    return Table([], [first, *variants, "memory roof"], rows, refused, MARKED)
+    notes = [f"{label(g.case)}: {_why_not(m.entry.variant, m)}" for g in chosen for m in g if not m.is_timed]
+    notes += _said_disturbed(f"{label(g.case)}: {names}" for g in chosen if (names := _names_of_disturbed(g)))
+    return Table([], [first, *variants, "memory roof"], rows, notes, MARKED)
 
 
 def roof(group: Group) -> float:

@@ -599,6 +599,116 @@ def test_a_torn_line_costs_itself_alone(tiny, tmp_path, capsys):
     assert len(results.load(path).units) == 2
 
 
+def broken(*path, **fields):
+    """Changes a line of a file: at the end of the path some fields, which are taken out if they are `...`."""
+
+    def change(line):
+        place = line
+        for step in path:
+            place = place[step]
+        place.update(fields)
+        for name in [name for name, value in fields.items() if value is ...]:
+            del place[name]
+        return json.dumps(line)
+
+    return change
+
+
+UNITS_THAT_ARE_NONE = [
+    lambda line: "[" * 100_000,
+    lambda line: "[" + "1" * 5000 + "]",
+    broken(records=[]),
+    broken(records=None),
+    broken(records=[{}]),
+    broken(entries=[]),
+    broken(kind="time"),
+    broken(suite=3),
+    broken(suite="channels"),
+    broken("entries", 0, case=3),
+    broken("records", 1, "case", colour="red"),
+    broken("records", 1, "case", dtype="fp8"),
+    broken("records", 1, "case", shape=[0]),
+    broken("records", 1, "case", shape="64"),
+    broken("records", 1, "case", sharing="channel"),
+    broken("records", 1, "case", degree=True),
+    broken("records", 1, variant=["fused"]),
+    broken("records", 2, waited=...),
+    broken("records", 2, errors=...),
+    broken("records", 2, errors=[1]),
+    broken("records", 2, seconds=[1.0, 1.0]),
+    broken("records", 2, seconds=[1.0, 1.0], waited=[0, 0]),
+    broken("records", 2, seconds=[1.0, 1.0, float("nan")]),
+    broken("records", 2, seconds=[1.0, 1.0, 10**400]),
+    broken("records", 2, seconds=...),
+    broken("records", 2, saved_bytes="many"),
+]
+
+
+@pytest.mark.parametrize("change", UNITS_THAT_ARE_NONE)
+def test_a_line_whose_fields_are_not_a_units_costs_itself_alone(tiny, tmp_path, capsys, change):
+    path = tmp_path / "a.jsonl"
+    command.main(["run", "--output", str(path)])
+    head, first, second = path.read_text().splitlines()
+    path.write_text("\n".join([head, change(json.loads(first)), second]) + "\n")
+    remark = f"{path}, line 2: damaged, left out.\n"
+    for arguments, times in ((["report"], 1), (["compare", str(path)], 2), (["run", "--resume"], 1)):
+        capsys.readouterr()
+        assert command.main([*arguments, str(path)]) == 0
+        out, err = capsys.readouterr()
+        assert err.count(remark) == times
+        assert "degree 3" in out
+    assert [u["entries"][0]["case"]["degree"] for u in results.load(path).units] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (broken(request=...), "without request"),
+        (broken(request=None), "whose request is null"),
+        (broken("request", preset="none of these"), 'whose request is {"preset": "none of these"'),
+        (broken("request", wanted={"colour": ["red"]}), "whose request is"),
+        (broken("environment", kernels=...), "without environment.kernels"),
+        (broken("environment", cores="two"), 'whose environment.cores is "two"'),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["report"], ["compare", str(SAMPLE)], ["run", "--resume"]])
+def test_a_damaged_first_line_ends_in_a_sentence(tmp_path, capsys, arguments, change, said):
+    path = tmp_path / "a.jsonl"
+    head, *units = SAMPLE.read_text().splitlines()
+    path.write_text("\n".join([change(json.loads(head)), *units]))
+    assert command.main([*arguments, str(path)]) == 1
+    err = capsys.readouterr().err
+    assert f"{path} has a damaged first line, {said}" in err
+    assert err.count("\n") == 1
+
+
+def test_every_table_says_what_was_skipped_refused_or_disturbed(tmp_path):
+    full = made_up("full", tmp_path / "full.jsonl")
+    plain = tables.sweep([full], "degrees")
+    assert plain.notes == []
+    for unit in full.units:
+        for record in unit["records"] if unit["kind"] != "memory" else ():
+            if record["variant"] == "fused":
+                record["waited"] = [0.5] * 7
+            if record["variant"] == "horner" and record["case"]["degree"] == 3:
+                for name in ("seconds", "waited"):
+                    del record[name]
+                record["skipped"] = "it is not there"
+    notes = tables.sweep([full], "degrees").notes
+    assert notes[0] == "3: horner skipped: it is not there"
+    assert notes[1].startswith("Disturbed by other processes: 0: fused; 1: fused; 2: fused; ")
+    assert tables.summary([full]).notes[1].startswith("Disturbed by other processes: degree 3, 2^20 elements; ")
+    assert tables.network_summary([full]).notes[1] == "Disturbed by other processes: mlp; resnet; vit."
+
+
+def test_a_suite_of_which_all_was_skipped_says_why(tmp_path):
+    full = made_up("degrees", tmp_path / "degrees.jsonl")
+    for record in (r for unit in full.units for r in unit["records"] if r["variant"] not in cases.ROOFS):
+        del record["seconds"]
+        record["skipped"] = "it is not there"
+    assert "0: relu skipped: it is not there" in tables.sweep([full], "degrees").notes
+
+
 @pytest.mark.parametrize("subcommand", [[], ["run"], ["report"], ["compare"], ["list"]])
 def test_help_teaches(subcommand, capsys):
     with pytest.raises(SystemExit) as stop:
