@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import os
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 
+import torch
 from tqdm import tqdm
 
 from slaf_ext import bases
 
-from . import cases, compare, environment, figures, measure, memory, networks, report, results, variants
+from . import cases, compare, environment, figures, measure, memory, networks, report, results, tables, variants
 
 KINDS = {"times": measure.times, "memory": memory.unit_records, "network": networks.times}
 PROGRESS = "{desc} {percentage:3.0f}%|{bar}| {elapsed} spent, about {remaining} left"
@@ -42,15 +46,15 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="measure, print the tables, keep the raw results")
     command.set_defaults(do=run)
     command.add_argument(
-        "preset", nargs="?", default="quick", choices=cases.PRESETS, metavar="PRESET",
+        "preset", nargs="?", choices=cases.PRESETS, metavar="PRESET",
         help="quick (default), full, or a part of full: " + ", ".join(list(cases.PRESETS)[2:]),
     )  # fmt: skip
     filters = command.add_argument_group(
         "filters", "keep what has one of the values given; see `list` for what there is"
     )
-    filters.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    filters.add_argument("--device", type=usable_device, help="cpu (default), cuda, cuda:1, …")
     for name, (kind, choices) in FILTERS.items():
-        described = ", ".join(map(str, choices)) if choices else "any number"
+        described = ", ".join(map(str, choices)) if choices else "any number" + ", 2^20 too" * (name == "size")
         filters.add_argument(f"--{name}", nargs="+", type=kind, choices=choices, metavar="VALUE", help=described)
     command.add_argument("--output", type=Path, metavar="FILE", help="default: a new file in benchmarks/results/local")
     command.add_argument(
@@ -78,54 +82,120 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def elements(text: str) -> int:
+    """A number of elements, also as a power of 2.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    match = re.fullmatch(r"(2\^)?(\d{1,18})", text)
+    if match is None or (match[1] and int(match[2]) > 62):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of elements; give it as 4096 or 2^12")
+    return 2 ** int(match[2]) if match[1] else int(match[2])
+
+
+# How the values of each of cases.FILTERS are read, and which there are.
 FILTERS = {
     "dtype": (str, tuple(cases.DTYPES)),
     "basis": (str, bases.names()),
     "degree": (int, None),
     "sharing": (str, cases.SHARINGS),
     "layout": (str, cases.LAYOUTS),
-    "size": (int, None),
+    "size": (elements, None),
     "pass": (str, cases.PASSES),
     "variant": (str, variants.names()),
 }
 
 
+def usable_device(text: str) -> str:
+    """A device that can be measured here.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none; the message says what is.
+    """
+    if text != "cpu":
+        if not re.fullmatch(r"cuda(:\d+)?", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no device to measure on; give cpu, cuda, cuda:1, …")
+        count = torch.cuda.device_count()
+        if int(text[5:] or 0) >= count:
+            raise argparse.ArgumentTypeError(f"there is no {text} here: torch finds {count} GPUs; give cpu")
+    return text
+
+
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments or ["run"])
     try:
-        return options.do(options)
+        status = options.do(options)
+        sys.stdout.flush()
     except results.ResultsError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever reads has enough. What is still in the buffer must not be written at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell has it of a process that SIGPIPE ended
+    return status
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.resume is None:
-        wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
-        request = {"preset": options.preset, "device": options.device, "wanted": wanted}
-        name = f"{options.preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
-        path = options.output or results.LOCAL / name
-        results.start(path, environment.facts(options.device), request)
-        done = set()
-    else:
-        path = options.resume if options.resume != Path() else results.newest()
-        begun = _load(path)
-        results.check_same_environment(begun, environment.facts(begun.request["device"]))
-        request, done = begun.request, begun.done()
+    path, request, done = _begin(options) if options.resume is None else _resume(options)
     units = cases.select(cases.PRESETS[request["preset"]](request["device"]), request["wanted"])
-    if not units:
-        print("The filters leave nothing of the preset.", file=sys.stderr)
-        return 1
     completed = measure_all([unit for unit in units if unit.key not in done], path)
     found = [results.load(path)]
     print(report.text(found))
-    pictures = figures.draw_all(found, path.with_suffix(""))
+    drawn = figures.draw_all(found, results.pictures(path))
     print(f"\nraw results  {_shown(path)}")
-    for picture in pictures:
+    for picture in drawn:
         print(f"figure       {_shown(picture)}")
     if not completed:
         print(f"Interrupted. Go on with: python -m benchmarks run --resume {_shown(path)}")
     return 0 if completed else 130
+
+
+def _begin(options: argparse.Namespace) -> tuple[Path, dict, set]:
+    """A new file, what is to be measured, and what is done already: nothing."""
+    preset, device = options.preset or "quick", options.device or "cpu"
+    wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
+    request = {"preset": preset, "device": device, "wanted": wanted}
+    units = list(cases.PRESETS[preset](device))
+    if not units:
+        raise results.ResultsError(f"{preset} has nothing to measure on {device}; choose another preset.")
+    if not cases.select(units, wanted):
+        there = "; ".join(f"--{name} {' '.join(values)}" for name, values in _values(units, wanted).items())
+        raise results.ResultsError(
+            f"The filters leave nothing of {preset}. What it has, not all of it together: {there}."
+        )
+    path = options.output or results.LOCAL / f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    results.pictures(path)
+    results.start(path, environment.facts(device), request)
+    return path, request, set()
+
+
+def _resume(options: argparse.Namespace) -> tuple[Path, dict, set]:
+    """The file to go on with, what was to be measured, and what of it is done already."""
+    ignored = [name for name in ("preset", "device", *FILTERS, "output") if getattr(options, name)]
+    if ignored:
+        given = " and ".join("a preset" if name == "preset" else f"--{name}" for name in ignored)
+        parser().error(f"--resume goes on with what its file asks for; leave out {given}, or start a new run")
+    path = options.resume if options.resume != Path() else results.newest()
+    begun = _load(path)
+    try:
+        usable_device(begun.request["device"])
+    except argparse.ArgumentTypeError as error:
+        raise results.ResultsError(f"{path} cannot be gone on with: {error}.") from None
+    results.check_same_environment(begun, environment.facts(begun.request["device"]))
+    results.pictures(path)
+    return path, begun.request, begun.done()
+
+
+def _values(units: Iterable[cases.Unit], names: Iterable[str]) -> dict[str, list[str]]:
+    """What the units have of each filter's values, as one gives them."""
+    entries = [entry for unit in units for entry in unit.entries]
+    found = {name: list(dict.fromkeys(map(cases.FILTERS[name], entries))) for name in names}
+    numbers = {"degree": str, "size": tables.power}
+    return {
+        name: list(map(numbers[name], sorted(values))) if name in numbers else values for name, values in found.items()
+    }
 
 
 def measure_all(units: list[cases.Unit], path: Path) -> bool:
@@ -154,21 +224,29 @@ def list_all(options: argparse.Namespace) -> int:
         print(
             f"  {name:<10}{minutes:>5.1f} min {len(units):>3} units  {(preset.__doc__ or '').strip().splitlines()[0]}"
         )
+        there = _values(units, (name for name in FILTERS if name not in ("basis", "variant")))
+        said = "; ".join(f"{name} {' '.join(values)}" for name, values in there.items())
+        print(textwrap.fill(said, tables.COLUMNS, initial_indent=" " * 12, subsequent_indent=" " * 12))
     print("\nvariants\n  " + "\n  ".join(variants.names()))
     print("\nbases\n  " + "\n  ".join(bases.names()))
     return 0
 
 
 def make_report(options: argparse.Namespace) -> int:
+    if options.details is not None and options.readme is None:
+        parser().error("--details is the file that the block of a --readme links to; give that too")
     found = [_load(path) for path in options.results]
     if options.readme is None:
+        if options.figures is not None:
+            results.check_folder(options.figures)
         print(report.text(found))
+        drawn = figures.draw_all(found, options.figures) if options.figures else []
     else:
-        report.write(options.readme, found, options.figures, options.details)
+        drawn = report.write(options.readme, found, options.figures, options.details)
         print(f"{_shown(options.readme)} rewritten between the markers")
         if options.details is not None:
             print(f"every table  {_shown(options.details)}")
-    for picture in figures.draw_all(found, options.figures) if options.figures else ():
+    for picture in drawn:
         print(f"figure       {_shown(picture)}")
     return 0
 

@@ -11,7 +11,7 @@ from matplotlib import ticker
 
 from . import tables
 from .cases import ROOFS, Case
-from .results import Results
+from .results import Results, writing
 from .statistics import Group, groups
 
 plt.switch_backend("agg")  # files alone, with or without a screen
@@ -36,8 +36,16 @@ STYLES = {
 
 
 def draw_all(results: Iterable[Results], folder: Path) -> list[Path]:
-    """Every figure for which the results have the numbers."""
-    results = list(results)
+    """Every figure for which the results have the numbers.
+
+    Raises:
+        ResultsError: the folder cannot be written.
+    """
+    with writing(folder):
+        return _draw_all(list(results), folder)
+
+
+def _draw_all(results: list[Results], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in FIGURES.items():

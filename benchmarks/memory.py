@@ -45,7 +45,7 @@ def _send_peak(entry: Entry, sender: Connection) -> None:
     except KeyboardInterrupt:
         pass  # the parent hears of it too, and says so
     except Exception as error:
-        sender.send({"skipped": f"the measuring process ended with: {type(error).__name__}: {error}"})
+        sender.send({"skipped": f"the measuring process ended with: {measure.first_line(error)}"})
 
 
 def peak(entry: Entry) -> dict:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import figures, tables
-from .results import Results, ResultsError, load
+from .results import Results, ResultsError, check_folder, load, writing
 from .statistics import groups
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
@@ -38,11 +38,14 @@ def _origin(result: Results) -> str:
     )
 
 
-def write(readme: Path, results: list[Results], pictures: Path | None, details: Path | None) -> None:
-    """Rewrites what lies between the markers of `readme`, and `details`, the file with every table.
+def write(readme: Path, results: list[Results], pictures: Path | None, details: Path | None) -> list[Path]:
+    """Rewrites what lies between the markers of `readme`, after the figures and `details`, the file with every table.
+
+    Returns:
+        The figures.
 
     Raises:
-        ResultsError: the file cannot be read, or has no such markers.
+        ResultsError: something cannot be written, or `readme` cannot be read, or has no such markers.
     """
     try:
         old = readme.read_text(encoding="utf-8")
@@ -51,9 +54,27 @@ def write(readme: Path, results: list[Results], pictures: Path | None, details: 
     new, count = _BLOCK.subn(lambda _: block(readme, results, pictures, details), old)
     if count != 1:
         raise ResultsError(f"{readme} has {count} pairs of markers; it needs {BEGIN} and {END}, once.")
-    readme.write_text(new, encoding="utf-8")
+    # Nothing is written before everything is known to have its place, and last what links to the rest.
     if details is not None:
-        details.write_text(every_table(details, results, pictures), encoding="utf-8")
+        _check_file(details)
+    drawn = []
+    if pictures is not None:
+        check_folder(pictures)
+        drawn = figures.draw_all(results, pictures)
+    if details is not None:
+        with writing(details):
+            details.write_text(every_table(details, results, pictures), encoding="utf-8")
+    with writing(readme):
+        readme.write_text(new, encoding="utf-8")
+    return drawn
+
+
+def _check_file(path: Path) -> None:
+    with writing(path):
+        if path.is_dir():
+            raise ResultsError(f"{path} is a folder; give a file in it.")
+        if not path.parent.is_dir():
+            raise ResultsError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
 
 
 def sources(readme: Path) -> tuple[list[Results], Path | None, Path | None]:

@@ -5,9 +5,10 @@ A line is written whole when its unit is done, so an interrupted run leaves a fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,19 +50,57 @@ def start(path: Path, environment: dict, request: dict) -> None:
     Raises:
         ResultsError: it exists, or cannot be written.
     """
-    if path.exists():
-        raise ResultsError(f"{path} exists; go on with it by --resume, or give another --output.")
-    try:
+    with writing(path):
+        if path.is_dir():
+            raise ResultsError(f"{path} is a folder; give --output a file in it, such as {path / 'run.jsonl'}.")
+        if path.exists():
+            raise ResultsError(f"{path} exists; go on with it by --resume, or give another --output.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _append(path, {"format": FORMAT, "environment": environment, "request": request})
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be written: {error.strerror}.") from None
+    _append(path, {"format": FORMAT, "environment": environment, "request": request})
 
 
 def append(path: Path, unit: Unit, records: list[dict]) -> None:
-    """Adds the records of a unit."""
+    """Adds the records of a unit.
+
+    Raises:
+        ResultsError: the file cannot be written.
+    """
     entries = [entry.as_json() for entry in unit.entries]
     _append(path, {"suite": unit.suite, "kind": unit.kind, "entries": entries, "records": records})
+
+
+def pictures(path: Path) -> Path:
+    """The folder for the figures of a results file: of its name, without the suffix.
+
+    Raises:
+        ResultsError: there can be no such folder.
+    """
+    folder = path.with_suffix("")
+    if folder == path:
+        raise ResultsError(f"{path} has no suffix, and its figures need a folder of that name; call it {path}.jsonl.")
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses to draw into what is no folder, and cannot become one.
+
+    Raises:
+        ResultsError: it, or what it lies in, is a file.
+    """
+    with writing(folder):
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise ResultsError(f"{folder} cannot hold the figures, since {there} is a file; give another name.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the system's refusals into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def newest() -> Path:
@@ -92,7 +131,7 @@ def check_same_environment(results: Results, environment: dict) -> None:
 
 def _append(path: Path, line: dict) -> None:
     text = json.dumps(line, separators=(",", ":")) + "\n"
-    with path.open("a+b") as file:
+    with writing(path), path.open("a+b") as file:
         # A torn last line is kept as it is, and ended, so that this one can be read.
         if file.tell() and not _ends_with_newline(file):
             text = "\n" + text

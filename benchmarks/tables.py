@@ -334,7 +334,12 @@ def _sharing(case: Case) -> str:
 def size(case: Case) -> str:
     if len(case.shape) > 1:
         return " x ".join(map(str, case.shape))
-    return f"2^{case.numel.bit_length() - 1} elements" if case.numel.bit_count() == 1 else f"{case.numel:,} elements"
+    return f"{power(case.numel) if case.numel.bit_count() == 1 else f'{case.numel:,}'} elements"
+
+
+def power(count: int) -> str:
+    """A number, as a power of 2 if it is one."""
+    return f"2^{count.bit_length() - 1}" if count.bit_count() == 1 else str(count)
 
 
 def _layout(case: Case) -> str:

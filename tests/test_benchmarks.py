@@ -482,8 +482,155 @@ def test_filters(tiny, tmp_path, capsys):
     assert command.main(["run", "--degree", "3", "--variant", "fused", "--output", str(path)]) == 0
     (unit,) = results.load(path).units
     assert [(e["variant"], e["case"]["degree"]) for e in unit["entries"]] == [("fused", 3)]
-    assert command.main(["run", "--size", "7", "--output", str(tmp_path / "b.jsonl")]) == 1
-    assert "leave nothing" in capsys.readouterr().err
+    assert command.main(["run", "--size", "2^6", "--degree", "2", "--output", str(tmp_path / "b.jsonl")]) == 0
+    assert len(results.load(tmp_path / "b.jsonl").units) == 1
+
+
+def test_filters_that_leave_nothing_make_no_file_and_say_what_there_is(tiny, monkeypatch, tmp_path, capsys):
+    asked = ["run", "--size", "7", "--degree", "3", "--basis", "hermite", "--output", str(tmp_path / "a.jsonl")]
+    assert command.main(asked) == 1
+    said = capsys.readouterr().err
+    assert "The filters leave nothing of quick." in said
+    assert "--basis chebyshev; --degree 2 3; --size 2^6." in said
+    monkeypatch.setattr(command, "usable_device", str)
+    assert command.main(["run", "threads", "--device", "cuda", "--output", str(tmp_path / "a.jsonl")]) == 1
+    assert "threads has nothing to measure on cuda; choose another preset." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_says_what_the_filters_can_choose(capsys):
+    assert command.main(["list"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dtype fp32; degree 0 1 2 3 4 6 8 12 16 20 24 28 32; sharing layer; layout contiguous; size 2^20" in said
+    assert "degree 3 5 8 16; sharing layer channel feature; layout contiguous channels_last; size 2^12 2^20" in said
+    assert "pass both forward backward" in said
+
+
+@pytest.mark.parametrize("wrong", ["2^", "2^63", "-4", "many"])
+def test_a_size_that_is_none_is_refused(capsys, wrong):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["run", f"--size={wrong}"])
+    assert stop.value.code == 2
+    assert f"'{wrong}' is no number of elements; give it as 4096 or 2^12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--device", "banana"], "'banana' is no device to measure on; give cpu, cuda"),
+        (["run", "--device", "meta"], "'meta' is no device to measure on; give cpu, cuda"),
+        (["run", "--device", "cuda:99"], "there is no cuda:99 here"),
+        (["run", "quick", "--resume", "x.jsonl"], "leave out a preset, or"),
+        (["run", "--degree", "3", "--device", "cpu", "--resume"], "leave out --device and --degree, or"),
+        (["run", "--resume", "--output", "y.jsonl"], "leave out --output, or"),
+        (["report", str(SAMPLE), "--details", "all.md"], "give that too"),
+    ],
+)
+def test_options_that_cannot_be_followed_end_in_a_sentence(monkeypatch, tmp_path, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_a_device_that_is_not_here_is_not_gone_on_with(tiny, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    results.start(path, environment.facts("cpu"), {"preset": "quick", "device": "banana", "wanted": {}})
+    assert command.main(["run", "--resume", str(path)]) == 1
+    assert f"{path} cannot be gone on with: 'banana' is no device" in capsys.readouterr().err
+
+
+def lay_out(folder: Path) -> None:
+    """Places of which some take a file, and some do not."""
+    (folder / "file").write_text("precious")
+    (folder / "folder").mkdir()
+    (folder / "README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("x", "x has no suffix, and its figures need a folder of that name; call it x.jsonl."),
+        ("folder", "folder has no suffix"),
+        ("folder/.", "folder has no suffix"),
+        ("file.jsonl", "file cannot hold the figures, since file is a file; give another name."),
+        ("file/a.jsonl", "file/a cannot hold the figures"),
+        ("long" * 100 + ".jsonl", "cannot be written: File name too long."),
+        ("a.folder", "a.folder is a folder; give --output a file in it, such as a.folder/run.jsonl."),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(
+    tiny, monkeypatch, tmp_path, capsys, output, said
+):
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path)
+    Path("a.folder").mkdir()
+    monkeypatch.setattr(command, "measure_all", None)
+    before = sorted(tmp_path.rglob("*"))
+    assert command.main(["run", "--output", output]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(tiny, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    append = results._append
+
+    def fills_up(there, line):
+        append(there if "format" in line else Path("/dev/full"), line)
+
+    monkeypatch.setattr(results, "_append", fills_up)
+    assert command.main(["run", "--output", str(path)]) == 1
+    assert capsys.readouterr().err.endswith("/dev/full cannot be written: No space left on device.\n")
+    assert results.load(path).units == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--figures", "file"], "file cannot hold the figures, since file is a file"),
+        (["--figures", "file/in/it"], "file/in/it cannot hold the figures"),
+        (["--readme", "README.md", "--figures", "file"], "file cannot hold the figures"),
+        (["--readme", "README.md", "--details", "no/a.md"], "no/a.md cannot be written: there is no folder no"),
+        (["--readme", "README.md", "--details", "folder"], "folder is a folder; give a file in it."),
+        (["--readme", "README.md", "--figures", "figures", "--details", "no/a.md"], "there is no folder no"),
+    ],
+)
+def test_a_report_writes_nothing_if_something_has_no_place(monkeypatch, tmp_path, capsys, options, said):
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path)
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    assert command.main(["report", str(SAMPLE), *options]) == 1
+    out, err = capsys.readouterr()
+    assert said in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.skipif(not environment.IS_LINUX, reason="needs /bin/sh and a pipe that breaks")
+@pytest.mark.parametrize("arguments", ["list", f"report '{SAMPLE}'"])
+def test_a_reader_that_has_enough_ends_the_command_quietly(arguments):
+    line = f"'{sys.executable}' -m benchmarks {arguments} | true"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", ["times", "network"])
+def test_a_variant_that_raises_is_skipped_with_the_first_line(monkeypatch, kind):
+    def raising(case):
+        raise ValueError("not this shape\nand more of it")
+
+    monkeypatch.setitem(variants.POLYNOMIALS, "fused", (raising, False))
+    case = dataclasses.replace(TINY, shape=(2,))
+    entries = tuple(Entry(v, case, "mlp" if kind == "network" else None) for v in ("fused", "relu"))
+    fused, relu = measured(Unit("x", kind, entries, 0))
+    assert fused["skipped"] == "ValueError: not this shape"
+    assert "seconds" in relu
 
 
 @pytest.mark.parametrize("preset", cases.PRESETS)
