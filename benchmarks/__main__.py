@@ -75,10 +75,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--details", type=Path, metavar="FILE", help="with --readme: write every table to FILE")
 
-    command = commands.add_parser("compare", help="ratios of two runs, and what became slower")
+    command = commands.add_parser(
+        "compare", help="ratios of two runs, and what became slower",
+        description="The new run's times and peak memory over the old one's. fused is judged by its ratio to relu in "
+        "the same run, where both have relu, since a machine is not as fast in every run.",
+    )  # fmt: skip
     command.set_defaults(do=compare_two)
-    command.add_argument("old", type=Path)
-    command.add_argument("new", type=Path)
+    command.add_argument("old", type=Path, metavar="OLD", help="raw file of the run before a change")
+    command.add_argument("new", type=Path, metavar="NEW", help="raw file of the run after it")
     return top
 
 

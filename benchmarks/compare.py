@@ -3,63 +3,119 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from . import tables
+from .cases import ROOFS, Entry
 from .results import Results
-from .statistics import Measured, Quantity, groups
+from .statistics import Group, Measured, Quantity, groups
 
 # A difference is one if the quartiles of the two runs do not overlap and the medians differ by this much.
 LEAST = 0.05
 WORDS = {"time": ("slower", "faster"), "peak": ("larger", "smaller")}
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A quantity of both runs.
+
+    Attributes:
+        what: "time" or "peak", which say how a difference is called.
+        judged: whether a difference counts. A roof is no variant; and where there is a ratio to relu it counts instead
+            of the time, since a machine is not as fast in every run.
+        disturbed: whether other processes held the cores in one of the runs.
+    """
+
+    name: str
+    entry: Entry
+    what: str
+    old: Quantity
+    new: Quantity
+    shown: Callable[[float], str]
+    judged: bool = True
+    disturbed: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return self.new.median / self.old.median
+
+    @property
+    def between(self) -> tuple[float, float]:
+        return self.new.low / self.old.high, self.new.high / self.old.low
+
+    @property
+    def word(self) -> str:
+        low, high = self.between
+        differs = self.judged and not low <= 1 <= high and abs(self.ratio - 1) >= LEAST
+        return WORDS[self.what][self.ratio < 1] if differs else ""
+
+
 def text(old: Results, new: Results) -> str:
     """Time and peak memory of the new run over the old one's, for every entry that both hold."""
+    pairs = list(_pairs(old, new))
+    if not pairs:
+        return f"{old.path} and {new.path} have no entry in common."
     lines = [
         f"{name}: {value} -> {new.environment.get(name)}"
         for name, value in old.environment.items()
         if value != new.environment.get(name)
     ]
     lines += ["", f"{'variant':<22}{'old':>10}{'new':>10}{'new/old':>9}{'between':>14}"]
-    found: dict[str, list[str]] = {word: [] for words in WORDS.values() for word in words}
     last = None
-    for before, after in _pairs(old, new):
-        entry, (what, was, shown), (_, now, _) = before.entry, _quantity(before), _quantity(after)
-        name = (f"{entry.network}: " if entry.network else "") + entry.variant + (" peak" if what == "peak" else "")
-        if (what, entry.case) != last:
-            lines += ["", *([] if entry.network else tables.title(entry.case))]
-            last = what, entry.case
-        ratio, low, high = now.median / was.median, now.low / was.high, now.high / was.low
-        differs = not low <= 1 <= high and abs(ratio - 1) >= LEAST
-        word = WORDS[what][ratio < 1] if differs else ""
+    for pair in pairs:
+        if (pair.what, pair.entry.case) != last:
+            lines += ["", *([] if pair.entry.network else tables.title(pair.entry.case))]
+            last = pair.what, pair.entry.case
+        low, high = pair.between
         spread = f"{low:.3f}-{high:.3f}" if low < high else ""
-        lines.append(
-            f"{name:<22}{shown(was.median):>10}{shown(now.median):>10}{ratio:>9.3f}{spread:>14} {word}".rstrip()
-        )
-        if differs:
-            where = "" if entry.network else f" ({'; '.join(tables.title(entry.case))})"
-            found[word].append(f"{name}{where} x {ratio:.3f}")
-    if last is None:
-        return f"{old.path} and {new.path} have no entry in common."
-    lines += ["", ", ".join(f"{len(names)} {word}" for word, names in found.items())]
-    for name in found["slower"] + found["larger"]:
-        lines += textwrap.wrap(f"regression: {name}", 79, subsequent_indent="  ")
+        numbers = f"{pair.shown(pair.old.median):>10}{pair.shown(pair.new.median):>10}{pair.ratio:>9.3f}{spread:>14}"
+        lines.append(f"{pair.name:<22}{numbers} {pair.word}{'?' * pair.disturbed}".rstrip())
+    counts = {word: sum(p.word == word for p in pairs) for words in WORDS.values() for word in words}
+    lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
+    for pair in pairs:
+        if pair.word in ("slower", "larger"):
+            where = "" if pair.entry.network else f" ({'; '.join(tables.title(pair.entry.case))})"
+            said = f"regression{'?' * pair.disturbed}: {pair.name}{where} x {pair.ratio:.3f}"
+            lines += textwrap.wrap(said, 79, subsequent_indent="  ")
+    if any(pair.disturbed for pair in pairs):
+        lines += textwrap.wrap(tables.QUESTIONABLE, 79, subsequent_indent="  ")
     return "\n".join(lines)
 
 
-def _quantity(m: Measured):
-    """What was measured of an entry, how much of it, and how to show that; None if nothing was."""
-    if m.is_timed:
-        return "time", m.time, tables.duration
-    peak = m.record.get("peak_bytes")
-    return ("peak", Quantity(peak, peak, peak), tables.mebibytes) if peak else None
+def _pairs(old: Results, new: Results) -> Iterator[Pair]:
+    for kind in ("times", "network"):
+        for before, after, was, now in _common(old, new, kind):
+            if not (was.is_timed and now.is_timed):
+                continue
+            plain = _relu(before, was), _relu(after, now)
+            over_relu = was.entry.variant == "fused" and None not in plain
+            judged = was.entry.variant not in ROOFS and not over_relu
+            disturbed = was.disturbed or now.disturbed
+            yield Pair(_name(was), was.entry, "time", was.time, now.time, tables.duration, judged, disturbed)
+            if over_relu:
+                ratios = was.over(plain[0]), now.over(plain[1])
+                disturbed = disturbed or plain[0].disturbed or plain[1].disturbed
+                yield Pair(f"{_name(was)} / relu", was.entry, "time", *ratios, tables.ratio, disturbed=disturbed)
+    for _, _, was, now in _common(old, new, "memory"):
+        if "peak_bytes" in was.record and "peak_bytes" in now.record:
+            peaks = (Quantity(peak, peak, peak) for peak in (was.record["peak_bytes"], now.record["peak_bytes"]))
+            yield Pair(f"{_name(was)} peak", was.entry, "peak", *peaks, tables.mebibytes)
 
 
-def _pairs(old: Results, new: Results) -> Iterator[tuple[Measured, Measured]]:
-    for kind in ("times", "network", "memory"):
-        after = {(m.suite, m.entry): m for group in groups([new], kind) for m in group if _quantity(m)}
-        for group in groups([old], kind):
-            for m in group:
-                if _quantity(m) and (m.suite, m.entry) in after:
-                    yield m, after[m.suite, m.entry]
+def _common(old: Results, new: Results, kind: str) -> Iterator[tuple[Group, Group, Measured, Measured]]:
+    """What both runs hold, and the units in which they hold it."""
+    after = {(m.suite, m.entry): (group, m) for group in groups([new], kind) for m in group}
+    for group in groups([old], kind):
+        for m in group:
+            if (m.suite, m.entry) in after:
+                later, now = after[m.suite, m.entry]
+                yield group, later, m, now
+
+
+def _name(m: Measured) -> str:
+    return (f"{m.entry.network}: " if m.entry.network else "") + m.entry.variant
+
+
+def _relu(group: Group, m: Measured) -> Measured | None:
+    return group.find("relu", dtype=m.entry.case.dtype)

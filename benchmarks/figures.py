@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,23 +78,25 @@ def machine(results: list[Results]) -> str:
 # ------------------------------------------------------------------ headline
 
 
-def _headline_groups(results: list[Results]) -> dict[int, Group]:
-    """Forward + backward at 2^20 elements, by degree."""
+def _headline_groups(results: list[Results]) -> dict[tuple[int, str], Group]:
+    """Forward + backward at 2^20 elements, by degree and dtype."""
     found = {
-        g.case.degree: g
+        (g.case.degree, g.case.dtype): g
         for g in groups(results, "times", "headline")
         if (g.case.shape, g.case.memory) == ((2**20,), "kept") and any(m.is_timed for m in g)
     }
     return dict(sorted(found.items()))
 
 
-def _headline(chosen: dict[int, Group], where: str):
+def _headline(chosen: dict[tuple[int, str], Group], where: str):
     """A bar for every variant."""
-    figure, axes = plt.subplots(1, len(chosen), figsize=(4 * len(chosen), 4), sharex=True, layout="constrained")
-    for ax, (degree, group) in zip(axes if len(chosen) > 1 else [axes], chosen.items(), strict=True):
-        fp32 = [m for m in group if m.is_timed and m.entry.case.dtype == "fp32" and m.entry.variant not in ROOFS]
-        fp32.sort(key=lambda m: m.time.median)
-        for i, m in enumerate(fp32):
+    width = 4 * len(chosen)
+    figure, axes = plt.subplots(1, len(chosen), figsize=(width, 4), sharex=True, layout="constrained", squeeze=False)
+    dtypes = list(dict.fromkeys(dtype for _, dtype in chosen))
+    for ax, ((degree, dtype), group) in zip(axes.flat, chosen.items(), strict=True):
+        drawn = [m for m in group if m.is_timed and m.entry.case.dtype == dtype and m.entry.variant not in ROOFS]
+        drawn.sort(key=lambda m: m.time.median)
+        for i, m in enumerate(drawn):
             t = m.time
             mine = m.entry.variant == "fused"
             ax.barh(i, t.median * 1e3, color="#0072B2" if mine else "#D9D9D9", edgecolor="black", linewidth=0.8,
@@ -101,19 +104,22 @@ def _headline(chosen: dict[int, Group], where: str):
                     error_kw={"capsize": 2.5, "elinewidth": 1})  # fmt: skip
             ax.annotate(f"{t.median * 1e3:.3g}", (t.high * 1e3, i), xytext=(4, 0), textcoords="offset points",
                         va="center", fontsize=8)  # fmt: skip
-        ax.set_yticks(range(len(fp32)), [m.entry.variant for m in fp32])
+        ax.set_yticks(range(len(drawn)), [m.entry.variant for m in drawn])
         ax.invert_yaxis()
         ax.set_xscale("log")
-        ax.set_title(f"degree {degree}")
+        ax.set_title(f"degree {degree}" + f", {dtype}" * (len(dtypes) > 1))
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel("time, ms (log scale)")
         ax.margins(x=0.2)
     case = group.case
-    figure.suptitle(
-        f"Forward + backward, {case.basis}, one polynomial, {_elements(case)}, fp32, {tables.where(case)}, {where}",
-        fontsize=10,
-    )
+    title = f"Forward + backward, {case.basis}, one polynomial, {_elements(case)}, {' and '.join(dtypes)}"
+    figure.suptitle(_wrapped(f"{title}, {tables.where(case)}, {where}", width), fontsize=10)
     return figure
+
+
+def _wrapped(text: str, inches: float) -> str:
+    """Text of 10 points in lines that a figure of that width has room for."""
+    return textwrap.fill(text, round(12 * inches), break_long_words=False)
 
 
 # ------------------------------------------------------------------ scaling
@@ -167,7 +173,7 @@ def _scaling(chosen: list[tuple[Sweep, list[Group]]], where: str):
     for ax in axes.flat[len(chosen) :]:
         ax.set_axis_off()
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.suptitle(f"Forward + backward, fp32, {where}", fontsize=10)
+    figure.suptitle(_wrapped(f"Forward + backward, fp32, {where}", 5 * columns), fontsize=10)
     return figure
 
 
@@ -228,7 +234,8 @@ def _bars(
 ):  # fmt: skip
     """Grouped bars, told apart by shade and hatching."""
     drawn = [v for v in variants if any(g.find(v) for _, g in labelled)]
-    figure, ax = plt.subplots(figsize=(max(6.0, 0.8 * len(labelled) + 2), 4.5), layout="constrained")
+    inches = max(6.0, 0.8 * len(labelled) + 2)
+    figure, ax = plt.subplots(figsize=(inches, 4.5), layout="constrained")
     width = 0.8 / len(drawn)
     for i, variant in enumerate(drawn):
         found = [(j, m.time) for j, (_, g) in enumerate(labelled) if (m := g.find(variant))]
@@ -244,7 +251,7 @@ def _bars(
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(drawn), frameon=False, fontsize=9)
     case = labelled[0][1].case
-    ax.set_xlabel(f"{what}, {case.dtype}, {tables.where(case)}, {where}", fontsize=9)
+    ax.set_xlabel(_wrapped(f"{what}, {case.dtype}, {tables.where(case)}, {where}", inches), fontsize=9)
     return figure
 
 

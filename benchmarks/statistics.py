@@ -54,7 +54,7 @@ class Measured:
     @property
     def disturbed(self) -> bool:
         """Whether too few blocks were undisturbed, so that all of them had to be used."""
-        return self.quiet.sum() < LEAST_QUIET
+        return bool(self.quiet.sum() < LEAST_QUIET)
 
     @property
     def time(self) -> Quantity:

@@ -178,7 +178,7 @@ def _ratio_of(count: int | None, other: int | None) -> str:
 
 def summary(results: Iterable[Results]) -> Table | None:
     """The cases that have bars, a row each."""
-    rows, shapes, disturbed = [], {}, []
+    rows, shapes, dtypes, disturbed = [], {}, [], []
     for group in groups(results, "times", "headline"):
         case, mine, plain = group.case, group.mine, group.yardstick
         if case.memory != "kept" or mine is None:
@@ -191,6 +191,7 @@ def summary(results: Iterable[Results]) -> Table | None:
         slower = (_best(group, names, mine) for names in (COMPILED, [f for f in EAGER if f != "naive"], ("naive",)))
         over = short(mine.over(plain).median) if plain else "-"
         rows.append([f"{what}, {sharing}", duration(mine.time.median), over, *slower])
+        dtypes.append(case.dtype)
         disturbed += [rows[-1][0]] * any(m.disturbed for m in group if m.is_timed)
     if not rows:
         return None
@@ -200,12 +201,14 @@ def summary(results: Iterable[Results]) -> Table | None:
     )
     note += "".join(f" {sharing.capitalize()}: x of {shape}." for sharing, shape in shapes.items())
     header = ["case", "fused", "/relu", "compiled", "eager", "naive"]
-    title = [f"Forward + backward: {case.basis}, fp32, {where(case)}"]
-    return Table(title, header, rows, [note, *_said_disturbed(disturbed)])
+    if len(set(dtypes)) > 1:
+        rows = [[f"{name}, {dtype}", *rest] for (name, *rest), dtype in zip(rows, dtypes, strict=True)]
+    title = f"Forward + backward: {case.basis}, {' and '.join(dict.fromkeys(dtypes))}, {where(case)}"
+    return Table([title], header, rows, [note, *_said_disturbed(disturbed)])
 
 
 def _best(group: Group, names: Iterable[str], mine: Measured) -> str:
-    best = group.find(*names, dtype="fp32")
+    best = group.find(*names, dtype=group.case.dtype)
     return short(best.over(mine).median) if best else "-"
 
 
@@ -301,6 +304,9 @@ def arithmetic_roof(group: Group) -> float:
 # ------------------------------------------------------------------ the bars
 
 
+QUESTIONABLE = "?: other processes held the cores meanwhile; measure again on a quiet machine."
+
+
 def verdicts(results: Iterable[Results]) -> Table | None:
     found = bars.verdicts(results)
     rows = []
@@ -313,7 +319,7 @@ def verdicts(results: Iterable[Results]) -> Table | None:
         return None
     notes = [f"{sum(v.met for v in found)} of {len(found)} bars met."]
     if any(v.disturbed for v in found):
-        notes.append("?: other processes held the cores meanwhile; measure again on a quiet machine.")
+        notes.append(QUESTIONABLE)
     return Table([], ["bar", "measured", "quartiles", "wanted", ""], rows, notes)
 
 

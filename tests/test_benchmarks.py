@@ -882,6 +882,36 @@ def test_the_same_numbers_draw_the_same_figure(tmp_path):
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*drawn, strict=True))
 
 
+def chosen_from(full: results.Results, wanted: dict) -> results.Results:
+    """What a run with these filters would have in its file."""
+    units = []
+    for unit in full.units:
+        records = [
+            r for r in unit["records"] if all(cases.FILTERS[n](Entry.from_json(r)) in v for n, v in wanted.items())
+        ]
+        units += [{**unit, "records": records}] * bool(records)
+    return dataclasses.replace(full, units=units)
+
+
+def test_a_headline_of_bf16_says_so_and_is_drawn(tmp_path):
+    full = made_up("headline", tmp_path / "headline.jsonl")
+    bf16 = chosen_from(full, {"dtype": ["bf16"], "degree": [3]})
+    made = tables.summary([bf16])
+    assert made.title == ["Forward + backward: chebyshev, bf16, 2 threads"]
+    assert made.rows[0][0] == "degree 3, 2^20 elements"
+    drawn = figures._headline(figures._headline_groups([bf16]), "a machine of a rather long name @ 2.70GHz")
+    (panel,) = drawn.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["relu", "fused"]
+    assert ", bf16," in " ".join(drawn.get_suptitle().split())
+    drawn.canvas.draw()
+    assert drawn._suptitle.get_window_extent().width < drawn.bbox.width
+    both = [bf16, chosen_from(full, {"dtype": ["fp32"], "degree": [3]})]
+    made = tables.summary(both)
+    assert made.title == ["Forward + backward: chebyshev, bf16 and fp32, 2 threads"]
+    assert [row[0] for row in made.rows] == ["degree 3, 2^20 elements, bf16", "degree 3, 2^20 elements, fp32"]
+    assert len(figures._headline(figures._headline_groups(both), "here").axes) == 2
+
+
 def test_the_block_is_written_between_the_markers_and_nowhere_else(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
@@ -996,12 +1026,37 @@ def test_compare_names_what_became_slower(tmp_path):
     same = compare.text(results.load(SAMPLE), results.load(SAMPLE))
     assert "0 slower, 0 faster" in same
     slower = compare.text(results.load(SAMPLE), results.load(scaled(tmp_path, "fused", 10)))
-    _, *regressions = " ".join(slower.split()).split("regression: ")
+    _, *regressions = re.split(r"regression\??: ", " ".join(slower.removesuffix(tables.QUESTIONABLE).split()))
     assert regressions
-    assert all(r.startswith(("fused", "mlp: fused")) and r.rstrip().endswith("x 10.000") for r in regressions)
+    assert all(
+        r.startswith(("fused / relu", "mlp: fused / relu")) and r.rstrip().endswith("x 10.000") for r in regressions
+    )
     faster = compare.text(results.load(SAMPLE), results.load(scaled(tmp_path, "fused", 0.1)))
     assert "regression:" not in faster
     assert "faster" in faster
+
+
+def test_compare_judges_fused_by_its_ratio_to_relu(tmp_path):
+    """Of a machine that is half as fast, and of a relu alone that is twice as fast."""
+    old = made_up("headline", tmp_path / "old.jsonl")
+    wanted = {"degree": [8], "size": [2**20], "variant": ["copy", "relu", "fused"], "dtype": ["fp32"]}
+
+    def said(name, factors):
+        new = chosen_from(made_up("headline", tmp_path / f"{name}.jsonl"), wanted)
+        for record in (r for unit in new.units for r in unit["records"]):
+            record["seconds"] = [factors[record["variant"]] * s for s in record["seconds"]]
+            record["waited"] = [0.5] * 7 if record["variant"] == "relu" else record["waited"]
+        return compare.text(old, new)
+
+    half = said("half", {"copy": 2, "relu": 2, "fused": 2})
+    assert re.search(r"fused +618 us +1\.24 ms +2\.000 +[\d.]+-[\d.]+\n", half)
+    assert re.search(r"fused / relu +2\.000 +2\.000 +1\.000[\d. -]*\?\n", half)
+    assert re.search(r"copy .* +2\.000 +[\d.]+-[\d.]+\n", half)
+    assert "2 slower, 0 faster" in half  # relu, with kept and with fresh memory
+    assert "regression?: relu (" in half
+    assert tables.QUESTIONABLE in " ".join(half.split())
+    faster = said("faster", {"copy": 1, "relu": 0.5, "fused": 1})
+    assert "regression?: fused / relu (" in faster
 
 
 def test_a_bar_is_met_or_missed_by_the_numbers(tmp_path):
