@@ -20,9 +20,11 @@ from . import environment, oracle, variants
 from .cases import COMPILED, DTYPES, PRODUCT_SIDE, Case, Entry, Unit
 from .variants import Prepared, Unavailable
 
-# An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all.
-# It leaves room for powers of x, which lose digits as the degree grows; the error itself stands in the table.
-LIMITS = {"fp64": 1e-8, "fp32": 1e-2, "fp16": 2e-2, "bf16": 6e-2}
+# An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all; the
+# error itself stands in the table. In fp32 up to 2e-5 was seen, of the stacked form's sum over a million elements.
+LIMITS = {"fp64": 1e-12, "fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
+# Coefficients that were converted to powers of x cancel each other, and lose digits as the degree grows.
+LIMITS_IN_POWERS = {**LIMITS, "fp64": 1e-8, "fp32": 1e-2}
 
 BLOCK_SECONDS = 0.01  # calls in a row before the next variant has its turn
 LEAST_ROUNDS, MOST_ROUNDS = 7, 101
@@ -98,7 +100,8 @@ def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outp
             found = oracle.normalized_errors(*true, variants.SLAF_EPS)
         else:
             found = oracle.errors(*true, prepared.basis)
-    limit = LIMITS[case.dtype]
+    is_converted = prepared.basis is not None and prepared.basis.name != case.basis
+    limit = (LIMITS_IN_POWERS if is_converted else LIMITS)[case.dtype]
     for name, error in found.items():
         if not error <= limit:
             raise Wrong(f"{name} is off by {error:.1e} of its largest value; the limit for {case.dtype} is {limit:.0e}")

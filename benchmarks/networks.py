@@ -36,18 +36,23 @@ def activation(entry: Entry) -> Activation:
     """Makes the entry's activation; all layers share one compiled function."""
     if entry.variant in ("relu", "gelu"):
         return {"relu": nn.ReLU, "gelu": nn.GELU}[entry.variant]
-    make, powers = variants.POLYNOMIALS[entry.variant]
-    coeffs = start(entry)
-    if powers:
-        coeffs = torch.tensor(variants.to_monomials(coeffs.numpy(), bases.get(entry.case.basis)))
+    make, _ = variants.POLYNOMIALS[entry.variant]
+    coeffs, _ = start(entry)
     return functools.partial(Polynomial, make(entry.case), coeffs.float())
 
 
-def start(entry: Entry) -> Tensor:
-    """The identity, bent so slightly that seventeen of them in a row still map 10 to something finite; float64."""
+def start(entry: Entry) -> tuple[Tensor, str]:
+    """The coefficients to begin with, float64, and the basis in which the variant takes them.
+
+    They are the identity, bent so slightly that seventeen of them in a row still map 10 to something finite.
+    """
     coeffs = 0.1 * 16.0 ** -torch.arange(entry.case.degree + 1, dtype=torch.float64)
     coeffs[:2] = torch.tensor([0.0, 1.0])
-    return coeffs.float().double()
+    coeffs = coeffs.float().double()
+    _, powers = variants.POLYNOMIALS[entry.variant]
+    if not powers:
+        return coeffs, entry.case.basis
+    return torch.tensor(variants.to_monomials(coeffs.numpy(), bases.get(entry.case.basis))), "monomial"
 
 
 def mlp(act: Activation) -> nn.Module:
@@ -141,29 +146,45 @@ def training_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], T
     return step
 
 
+# Through batch_norm and seventeen layers the gradients in the coefficients were seen to lose up to 4e-5. At relu's kink
+# rounding chooses the gradient of an element.
+LIMIT = 1e-3
+LIMITS = {"relu": 1e-2}
+
+
 def check(entry: Entry) -> dict[str, float]:
-    """The error of the first loss and of its gradient in the first weights, against the network in float64.
+    """The error of the first loss and of its gradients, against the network in float64.
+
+    The gradients are those in the first weights and in the coefficients of every activation, each relative to its
+    largest value.
 
     Raises:
         measure.Wrong: one is beyond what rounding explains.
     """
-    found = {}
     model, x, labels = build(entry)
     wide, _, _ = build(entry)
     for module in wide.modules():
         if isinstance(module, Polynomial):
-            module.form = lambda x, a: slaf_ext.reference.slaf(x, a, entry.case.basis)
-            module.coeffs = nn.Parameter(start(entry).to(x.device))
-    results = []
-    for network, batch in ((model, x), (wide.double(), x.double())):
-        loss = functional.cross_entropy(network(batch), labels)
-        (gradient,) = torch.autograd.grad(loss, next(network.parameters()))
-        results.append((loss.double(), gradient.double()))
-    for name, got, true in zip(("loss", "gradient"), *results, strict=True):
-        found[name] = ((got - true).abs().max() / true.abs().max()).item()
-        if not found[name] <= measure.LIMITS["fp32"]:
-            raise measure.Wrong(f"the {name} is off by {found[name]:.1e} of its largest value")
+            coeffs, basis = start(entry)
+            module.form = functools.partial(slaf_ext.reference.slaf, basis=basis)
+            module.coeffs = nn.Parameter(coeffs.to(x.device))
+    found: dict[str, float] = {}
+    for (name, got), (_, true) in zip(_first(model, x, labels), _first(wide.double(), x.double(), labels), strict=True):
+        error = ((got - true).abs().max() / true.abs().max()).item()
+        limit = LIMITS.get(entry.variant, LIMIT)
+        if not error <= limit:
+            raise measure.Wrong(f"the {name} is off by {error:.1e} of its largest value; the limit is {limit:.0e}")
+        found[name] = max(found.get(name, 0.0), error)
     return found
+
+
+def _first(network: nn.Module, x: Tensor, labels: Tensor) -> list[tuple[str, Tensor]]:
+    """The first loss and the gradients that are checked, float64."""
+    loss = functional.cross_entropy(network(x), labels)
+    coeffs = [module.coeffs for module in network.modules() if isinstance(module, Polynomial)]
+    weights, *rest = torch.autograd.grad(loss, [next(network.parameters()), *coeffs])
+    named = [("loss", loss.detach()), ("gradient", weights), *(("gradient in the coefficients", g) for g in rest)]
+    return [(name, t.double()) for name, t in named]
 
 
 def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
