@@ -62,7 +62,7 @@ def slaf(
     """
     reference.check_tensor(x)
     spec = reference.spec(coeffs, basis, dim, domain, outside)
-    if is_compiling() or ops.is_traced_before_autograd():
+    if is_compiling() or ops.is_traced_before_autograd() or ops.is_traced_by_jit():
         return torch.ops.slaf_ext.slaf(x, coeffs, *spec)
     return ops.slaf(x, coeffs, spec)
 

@@ -10,6 +10,7 @@ so the derivative of the backward operator is made of the same two operators, an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,10 +43,11 @@ except (ImportError, OSError) as error:
 _slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default._op, torch.ops.slaf_ext._slaf_backward.default._op
 
 
-def is_traced_before_autograd() -> bool:
-    """Whether a tracer records what autograd has not seen yet: make_fx(…, pre_dispatch=True) or torch.jit.trace."""
-    key = torch._C.DispatchKey.PreDispatch
-    return torch._C._dispatch_tls_is_dispatch_key_included(key) or torch._C._is_tracing()
+# Whether a tracer records what autograd has not seen yet: make_fx(…, pre_dispatch=True), torch.jit.trace.
+is_traced_before_autograd = functools.partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+)
+is_traced_by_jit = torch._C._is_tracing
 
 
 def slaf(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:

@@ -100,18 +100,25 @@ def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, floa
     """The arguments of :func:`slaf`, checked, as the operators take them."""
     check_tensor(coeffs, "coeffs")
     check_shape(coeffs)
-    if domain is not None:
+    # The cache is to see plain values alone: to it a tensor would be the same after its numbers have changed.
+    if domain is not None and not (
+        type(domain) is tuple and len(domain) == 2 and type(domain[0]) is type(domain[1]) is float
+    ):
         domain = bases.check_interval(domain, "domain")
-    # torch.compile traces the function, not its cache, which takes plain values alone: a tensor would be the same to it
-    # after its numbers have changed.
+    if type(dim) is not int:
+        dim = check_dim(dim)
+    if type(outside) is not str:
+        check_outside(outside)
+    # torch.compile traces the function, not its cache.
     make = _spec.__wrapped__ if is_compiling() else _spec
-    return make(bases.get(basis), int(coeffs.shape[-1]) - 1, check_dim(dim), domain, check_outside(outside))
+    return make(bases.get(basis), int(coeffs.shape[-1]) - 1, dim, domain, outside)
 
 
 @functools.lru_cache(maxsize=1024)
 def _spec(basis: Basis, degree: int, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
+    number = OUTSIDE[check_outside(outside)]
     mapped = bases.mapped(basis, degree, domain)
-    return Spec(mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, OUTSIDE[outside])
+    return Spec(mapped.rows, dim, mapped.center, mapped.lo, mapped.hi, number)
 
 
 def check_outside(outside: str) -> str:
