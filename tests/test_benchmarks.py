@@ -700,17 +700,21 @@ def test_resume_refuses_another_environment(tiny, tmp_path, capsys):
 
 
 def test_ctrl_c_in_a_real_process(tmp_path):
-    path = tmp_path / "a.jsonl"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", "run", "headline", "--variant", "relu", "--output", path],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (path.exists() and path.read_text().count("\n") >= 1) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    for attempt in range(3):
+        path = tmp_path / f"{attempt}.jsonl"
+        run = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", "run", "headline", "--variant", "relu", "--output", path],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (path.exists() and path.read_text().count("\n") >= 1) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=120)
+        # CPython drops an interrupt that comes while it runs a destructor or a callback of a weak reference.
+        if "Exception ignored" not in err:
+            break
     # An interrupt inside exec("…"), of which imports are full, makes CPython exit by the signal even if it was handled.
     assert run.returncode in (130, -signal.SIGINT), err
     assert "Traceback" not in err
