@@ -444,10 +444,10 @@ def test_a_measuring_process_that_is_killed_ends_neither_the_run_nor_its_patienc
 
 @pytest.mark.parametrize("network", cases.NETWORKS)
 def test_networks_step_with_every_activation(network, monkeypatch):
-    case = Case(shape=(8,), degree=5, threads=1)  # a batch_norm over two samples magnifies what was rounded
+    case = Case(shape=(4,), degree=5, threads=1)  # a batch_norm over two samples magnifies what was rounded
     entries = tuple(Entry(v, case, network) for v in ("relu", "fused", "naive"))
     records = measured(Unit("networks", "network", entries, 0))
-    assert all(len(r.get("seconds", ())) == 3 for r in records), records
+    assert all(max(r["errors"].values()) < 1e-3 and len(r["seconds"]) == 3 for r in records), records
     assert ["gradient in the coefficients" in r["errors"] for r in records] == [False, True, True]
 
 
@@ -711,7 +711,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
             time.sleep(0.1)
         time.sleep(0.5)
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=60)
         # CPython drops an interrupt that comes while it runs a destructor or a callback of a weak reference.
         if "Exception ignored" not in err:
             break
@@ -1053,7 +1053,7 @@ def test_compare_names_what_became_slower(tmp_path):
         r.startswith(("fused / relu", "mlp: fused / relu")) and r.rstrip().endswith("x 10.000") for r in regressions
     )
     faster = compare.text(results.load(SAMPLE), results.load(scaled(tmp_path, "fused", 0.1)))
-    assert "regression:" not in faster
+    assert "regression" not in faster
     assert "faster" in faster
 
 
