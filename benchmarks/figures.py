@@ -13,7 +13,7 @@ from matplotlib import ticker
 from . import tables
 from .cases import ROOFS, Case
 from .results import Results, writing
-from .statistics import Group, groups
+from .statistics import Group, Measured, groups
 
 plt.switch_backend("agg")  # files alone, with or without a screen
 plt.rcParams["svg.hashsalt"] = "slaf_ext"  # the same numbers give the same file
@@ -75,6 +75,9 @@ def machine(results: list[Results]) -> str:
     return environment["gpu"] or environment["cpu"]
 
 
+WHISKERS = "medians, with whiskers to the quartiles"
+
+
 # ------------------------------------------------------------------ headline
 
 
@@ -89,7 +92,7 @@ def _headline_groups(results: list[Results]) -> dict[tuple[int, str], Group]:
 
 
 def _headline(chosen: dict[tuple[int, str], Group], where: str):
-    """A bar for every variant."""
+    """A dot for every variant: the axis is logarithmic, on which the length of a bar says nothing."""
     width = 4 * len(chosen)
     figure, axes = plt.subplots(1, len(chosen), figsize=(width, 4), sharex=True, layout="constrained", squeeze=False)
     dtypes = list(dict.fromkeys(dtype for _, dtype in chosen))
@@ -97,24 +100,31 @@ def _headline(chosen: dict[tuple[int, str], Group], where: str):
         drawn = [m for m in group if m.is_timed and m.entry.case.dtype == dtype and m.entry.variant not in ROOFS]
         drawn.sort(key=lambda m: m.time.median)
         for i, m in enumerate(drawn):
-            t = m.time
+            median, whiskers = _ms(m)
             mine = m.entry.variant == "fused"
-            ax.barh(i, t.median * 1e3, color="#0072B2" if mine else "#D9D9D9", edgecolor="black", linewidth=0.8,
-                    xerr=[[(t.median - t.low) * 1e3], [(t.high - t.median) * 1e3]],
-                    error_kw={"capsize": 2.5, "elinewidth": 1})  # fmt: skip
-            ax.annotate(f"{t.median * 1e3:.3g}", (t.high * 1e3, i), xytext=(4, 0), textcoords="offset points",
-                        va="center", fontsize=8)  # fmt: skip
+            ax.errorbar(median, i, xerr=whiskers, fmt="o", markersize=8 if mine else 6, capsize=2.5, elinewidth=1,
+                        color="black", markerfacecolor="#0072B2" if mine else "#D9D9D9")  # fmt: skip
+            ax.annotate(f"{median:.3g}", (m.time.high * 1e3, i), xytext=(7, 0), textcoords="offset points",
+                        va="center", fontsize=8, fontweight="bold" if mine else "normal")  # fmt: skip
         ax.set_yticks(range(len(drawn)), [m.entry.variant for m in drawn])
         ax.invert_yaxis()
         ax.set_xscale("log")
         ax.set_title(f"degree {degree}" + f", {dtype}" * (len(dtypes) > 1))
+        ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel("time, ms (log scale)")
         ax.margins(x=0.2)
     case = group.case
     title = f"Forward + backward, {case.basis}, one polynomial, {_elements(case)}, {' and '.join(dtypes)}"
-    figure.suptitle(_wrapped(f"{title}, {tables.where(case)}, {where}", width), fontsize=10)
+    figure.suptitle(_wrapped(f"{title}, {tables.where(case)}, {where}; {WHISKERS}", width), fontsize=10)
     return figure
+
+
+def _ms(m: Measured) -> tuple[float, list[list[float]]]:
+    """The median, and how far the quartiles lie from it on either side, as matplotlib takes them."""
+    t = m.time
+    return t.median * 1e3, [[(t.median - t.low) * 1e3], [(t.high - t.median) * 1e3]]
 
 
 def _wrapped(text: str, inches: float) -> str:
@@ -140,7 +150,7 @@ SWEEPS = (
     Sweep("sizes", lambda case: case.numel, "elements"),
     Sweep("degrees", lambda case: case.degree, "degree", log=False),
     Sweep("channels", lambda case: case.shape[1], "channels, a polynomial each", ("layout", "contiguous")),
-    Sweep("channels", lambda case: case.shape[1], "channels, last in memory", ("layout", "channels_last")),
+    Sweep("channels", lambda case: case.shape[1], "channels, a polynomial each", ("layout", "channels_last")),
     Sweep("threads", lambda case: case.threads, "threads", ("shape", (2**24,))),
 )
 
@@ -173,7 +183,8 @@ def _scaling(chosen: list[tuple[Sweep, list[Group]]], where: str):
     for ax in axes.flat[len(chosen) :]:
         ax.set_axis_off()
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.suptitle(_wrapped(f"Forward + backward, fp32, {where}", 5 * columns), fontsize=10)
+    title = f"Forward + backward, fp32, {where}; medians, with bands between the quartiles"
+    figure.suptitle(_wrapped(title, 5 * columns), fontsize=10)
     return figure
 
 
@@ -202,6 +213,7 @@ def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
     fixed = {
         "elements": sweep.suite != "sizes" and _elements(case),
         "degree": sweep.suite != "degrees" and f"degree {case.degree}",
+        "layout": sweep.suite == "channels" and case.layout.replace("_", " "),
         "threads": sweep.suite != "threads" and tables.where(case),
     }
     ax.set_title(", ".join([case.basis, *filter(None, fixed.values())]), fontsize=9)
@@ -211,56 +223,66 @@ def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-# ------------------------------------------------------------------ bars in groups
+# ------------------------------------------------------------------ bases and networks
 
 
 def _bases(chosen: list[Group], where: str):
-    """The fused kernel and relu, for every basis."""
-    what = f"degree {chosen[0].case.degree}, {_elements(chosen[0].case)}"
-    return _bars([(g.case.basis, g) for g in chosen], ("relu", "fused", "clenshaw", "naive"), where,
-                 "time of forward + backward, ms", what, log=True)  # fmt: skip
+    """The fused kernel and its rivals, for every basis: a factor of a hundred, so dots on a logarithmic axis."""
+    inches = max(6.0, 0.8 * len(chosen) + 2)
+    figure, ax = plt.subplots(figsize=(inches, 4.5), layout="constrained")
+    for variant in ("naive", "clenshaw", "fused", "relu"):
+        style = {key: STYLES[variant][key] for key in ("color", "marker")}
+        named = variant  # once
+        for i, group in enumerate(chosen):
+            if m := group.find(variant):
+                median, whiskers = _ms(m)
+                ax.errorbar(i, median, yerr=whiskers, linestyle="", markersize=7, capsize=3, elinewidth=1,
+                            label=named, **style)  # fmt: skip
+                named = "_"
+    ax.set_yscale("log")
+    ax.set_ylabel("time of forward + backward, ms (log scale)")
+    ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    case = chosen[0].case
+    what = f"degree {case.degree}, {_elements(case)}"
+    return _labelled(figure, ax, [g.case.basis for g in chosen], what, case, where)
 
 
 def _networks(chosen: list[Group], where: str):
-    """A step of training. The variants are within a factor, so the axis is linear."""
-    return _bars(
-        [(g[0].entry.network or "", g) for g in chosen], ("relu", "gelu", "fused", "compiled horner", "naive"), where,
-        "time of a training step, ms", f"degree {chosen[0].case.degree}", log=False,
-    )  # fmt: skip
-
-
-def _bars(
-    labelled: list[tuple[str, Group]], variants: tuple[str, ...], where: str, ylabel: str, what: str, log: bool
-):  # fmt: skip
-    """Grouped bars, told apart by shade and hatching."""
-    drawn = [v for v in variants if any(g.find(v) for _, g in labelled)]
-    inches = max(6.0, 0.8 * len(labelled) + 2)
-    figure, ax = plt.subplots(figsize=(inches, 4.5), layout="constrained")
+    """A step of training. The variants are within a factor, so bars on a linear axis, told apart by hatching too."""
+    drawn = [v for v in FILLS if any(g.find(v) for g in chosen)]
+    figure, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
     width = 0.8 / len(drawn)
     for i, variant in enumerate(drawn):
-        found = [(j, m.time) for j, (_, g) in enumerate(labelled) if (m := g.find(variant))]
-        ax.bar(
-            [j + (i - (len(drawn) - 1) / 2) * width for j, _ in found], [t.median * 1e3 for _, t in found], width,
-            yerr=[[(t.median - t.low) * 1e3 for _, t in found], [(t.high - t.median) * 1e3 for _, t in found]],
-            label=variant, edgecolor="black", linewidth=0.6, capsize=2, error_kw={"elinewidth": 0.8}, **FILLS[variant],
-        )  # fmt: skip
-    ax.set_xticks(range(len(labelled)), [name for name, _ in labelled], rotation=35 if len(labelled) > 5 else 0,
-                  ha="right" if len(labelled) > 5 else "center")  # fmt: skip
-    ax.set_yscale("log" if log else "linear")
-    ax.set_ylabel(ylabel + " (log scale)" * log)
+        named = variant
+        for j, group in enumerate(chosen):
+            if m := group.find(variant):
+                median, whiskers = _ms(m)
+                ax.bar(j + (i - (len(drawn) - 1) / 2) * width, median, width, yerr=whiskers, label=named,
+                       edgecolor="black", linewidth=0.6, capsize=2, error_kw={"elinewidth": 0.8},
+                       **FILLS[variant])  # fmt: skip
+                named = "_"
+    ax.set_ylabel("time of a training step, ms")
+    case = chosen[0].case
+    what = f"{case.basis}, degree {case.degree}"
+    return _labelled(figure, ax, [g[0].entry.network or "" for g in chosen], what, case, where)
+
+
+def _labelled(figure, ax, names: list[str], what: str, case: Case, where: str):
+    many = len(names) > 5
+    ax.set_xticks(range(len(names)), names, rotation=35 if many else 0, ha="right" if many else "center")
     ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(drawn), frameon=False, fontsize=9)
-    case = labelled[0][1].case
-    ax.set_xlabel(_wrapped(f"{what}, {case.dtype}, {tables.where(case)}, {where}", inches), fontsize=9)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    words = f"{what}, {case.dtype}, {tables.where(case)}, {where}; {WHISKERS}"
+    ax.set_xlabel(_wrapped(words, figure.get_figwidth()), fontsize=9)
     return figure
 
 
 FILLS = {
-    "fused": {"color": "#0072B2"},
     "relu": {"color": "#FFFFFF"},
     "gelu": {"color": "#FFFFFF", "hatch": "...."},
+    "fused": {"color": "#0072B2"},
     "compiled horner": {"color": "#8FD3BE", "hatch": "\\\\\\\\"},
-    "clenshaw": {"color": "#F6CE7A", "hatch": "////"},
     "naive": {"color": "#BBBBBB", "hatch": "xxxx"},
 }
 
