@@ -67,10 +67,13 @@ def test_coefficient_gradients_of_many_elements(shape):
         torch.testing.assert_close(actual[..., k].double(), expected, rtol=3e-7, atol=0)
 
 
-# Rows that end inside a vector or a cache line, more rows than a strip or a tile has, rows that no task holds whole.
+# Rows that end inside a vector or a cache line, more rows than a strip or a tile has, rows and groups that no task
+# holds whole, and short rows, taken several at a time, that tasks share.
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
 @pytest.mark.parametrize("degree", [1, 2, 5])
-@pytest.mark.parametrize(("shape", "groups"), [((9, 5), 5), ((37, 771), 771), ((203, 48), 16), ((13, 1041), 347)])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((9, 5), 5), ((37, 771), 771), ((203, 48), 16), ((129, 1041), 347), ((4096, 12), 4)]
+)
 def test_columns(shape, groups, degree, dtype):
     """Every column its own coefficients, or few to a group: none is mixed with its neighbours, and none left out."""
     x = (torch.rand(shape, dtype=torch.float64) * 2 - 1).to(dtype)
@@ -82,6 +85,19 @@ def test_columns(shape, groups, degree, dtype):
         allowed = 4 * torch.finfo(torch.float32 if dtype in HALF else dtype).eps * (1 + degree) ** 2 * 40
         allowed = allowed + torch.finfo(dtype).eps * want.abs()
         assert ((got - want).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
+@pytest.mark.parametrize("how", [{}, *({"domain": (-0.5, 1.5), "outside": outside} for outside in reference.OUTSIDE)])
+def test_groups_of_every_length(how, dtype):
+    """Numbers of few bits have results that are exact but for a rounding: each counts once, in its group alone."""
+    for length in (*range(20, 75), 1535, 1537, 16391):
+        x = torch.randint(-4, 7, (3, 4, length)).to(dtype) / 2
+        coeffs, grad_output = torch.randint(-3, 4, (4, 3)).to(dtype), torch.randint(-2, 3, x.shape).to(dtype)
+        x[0, 1, -5] = torch.nan
+        exact = gradients(reference.slaf, x.double(), coeffs.double(), grad_output.double(), **how)
+        for got, want in zip(gradients(slaf_ext.slaf, x, coeffs, grad_output, **how), exact, strict=True):
+            torch.testing.assert_close(got, want.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 SHAPES = {

@@ -14,7 +14,7 @@ struct Kernels {
   Steps<S, T> steps;
 };
 
-// `dense`: the vectors of a strip lie one after another.
+// `dense`: the vectors of a strip lie one after another, and the walk sees them as they are.
 template <typename S>
 Kernels<S> kernels(unsigned pass, Walk kind, int degree, bool dense, Isa isa);
 

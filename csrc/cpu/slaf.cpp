@@ -10,23 +10,29 @@
 namespace slaf_ext::cpu {
 namespace {
 
-constexpr int64_t long_group = 32;         // numbers from which a group is a unit of its own
-constexpr int64_t task_numbers = 16384;    // about as many in a task, for a group that is long,
-constexpr int64_t task_rows = 512;         // and as many rows where it is short
+constexpr int64_t long_group = 32;  // numbers from which a group is a unit of its own
+// About as many numbers are in a task, and in each of its units where they are long enough to be cut; and as many lie
+// one after another, since every other place in memory is another page, and is not foreseen by the processor.
+constexpr int64_t task_numbers = 16384, unit_numbers = 1024, run_numbers = 4096;
+// By lanes there are about as many rows in a task, and no fewer tasks than these where there is work for them.
+constexpr int64_t task_rows = 512, least_tasks = 16;
 constexpr int64_t thread_numbers = 32768;  // less is not worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// The size of parts of n, none larger than `most` and all about as large.
+int64_t evenly(int64_t n, int64_t most) { return ceil_div(n, ceil_div(n, most)); }
 
 // How a layout is cut into units and tasks. It depends on the sizes alone, never on the number of
 // threads, so that sums are always added in the same order.
 struct Grid {
-  Grid(const Layout& l, int64_t W, int64_t block_bytes) : by_lanes(l.inner < long_group && l.groups > 1) {
+  Grid(const Layout& l, int64_t W, int64_t block_bytes)
+      : by_lanes(l.inner < long_group && l.groups > 1), W(W), groups(l.groups), row(l.groups * l.inner) {
     // Blocks of coefficients and of sums for the units of one task stay in L2: narrower tasks would keep them in L1,
     // but touch every page of memory more often.
     const int64_t fitting = std::max<int64_t>(1, 131072 / (2 * block_bytes));
     if (by_lanes) {
       outer = l.outer;
-      inner = l.groups * l.inner;
+      inner = row;
       // Short rows are taken several at a time, so many that no vector is cut short and units are not too few.
       int64_t together = W / std::gcd(inner, W);
       while (inner * together < 8 * W && outer % (2 * together) == 0) together *= 2;
@@ -35,40 +41,50 @@ struct Grid {
         inner *= together;
       }
       while (static_cast<int64_t>(group_of.size()) < inner) {
-        for (int64_t g = 0; g < l.groups; ++g) group_of.insert(group_of.end(), l.inner, g);
+        for (int64_t g = 0; g < groups; ++g) group_of.insert(group_of.end(), l.inner, g);
       }
       units = ceil_div(inner, W);
-      outer_block = std::min(outer, task_rows);
+      outer_block = evenly(outer, task_rows);
       inner_block = inner;
-      unit_block = std::min(fitting, units);
+      const int64_t shares =
+          std::min(ceil_div(least_tasks, ceil_div(outer, outer_block)), outer_block * inner / task_numbers);
+      unit_block = ceil_div(units, std::max(ceil_div(units, fitting), shares));
     } else {
       outer = l.outer;
-      units = l.groups;
+      units = groups;
       inner = l.inner;
       inner_block = std::min(inner, task_numbers);
-      outer_block = std::min(outer, ceil_div(task_numbers, inner_block));
-      unit_block = std::clamp<int64_t>(task_numbers / (inner_block * outer_block), 1, std::min(fitting, units));
+      unit_block = evenly(units, std::min(ceil_div(run_numbers, inner_block), fitting));
+      outer_block = evenly(outer, ceil_div(std::max(task_numbers / unit_block, unit_numbers), inner_block));
     }
     inner_blocks = ceil_div(inner, inner_block);
-    unit_blocks = ceil_div(units, unit_block);
     cells = ceil_div(outer, outer_block) * inner_blocks;
+    tasks = cells * ceil_div(units, unit_block);
+    task_groups = !by_lanes ? unit_block : inner > row ? groups : std::min(groups, unit_block * W / l.inner + 2);
   }
 
-  int64_t tasks() const { return cells * unit_blocks; }
-  int64_t cell(int64_t task) const { return task / unit_blocks; }
-
   Task task(int64_t index) const {
-    const int64_t u = index % unit_blocks * unit_block;
-    const int64_t i = cell(index) % inner_blocks * inner_block, o = cell(index) / inner_blocks * outer_block;
-    return {o, std::min(outer, o + outer_block), u, std::min(units, u + unit_block),
-            i, std::min(inner, i + inner_block)};
+    const int64_t u = index / cells * unit_block, cell = index % cells;
+    const int64_t i = cell % inner_blocks * inner_block, o = cell / inner_blocks * outer_block;
+    Task t{o, std::min(outer, o + outer_block), u, std::min(units, u + unit_block),
+           i, std::min(inner, i + inner_block), 0, groups};
+    const int64_t first = t.unit_begin * W, last = std::min(t.unit_end * W, inner) - 1;
+    if (!by_lanes) {
+      t.group_begin = t.unit_begin;
+      t.group_end = t.unit_end;
+    } else if (first / row == last / row) {
+      t.group_begin = group_of[first];
+      t.group_end = group_of[last] + 1;
+    }
+    return t;
   }
 
   bool by_lanes;
+  int64_t W, groups, row;
   int64_t outer, units, inner;
   int64_t outer_block, unit_block, inner_block;
-  int64_t inner_blocks, unit_blocks;
-  int64_t cells;                  // partial sums that a unit has
+  int64_t inner_blocks, cells;    // cells: the tasks of the same units, one after another
+  int64_t tasks, task_groups;     // and the most groups that one of them meets
   std::vector<int64_t> group_of;  // of every number of a row, by lanes
 };
 
@@ -86,9 +102,9 @@ void dispatch_storage(ScalarType type, const F& f) {
 // Numbers for each group, a row for each coefficient: rows x groups, so that what is done to every
 // group alike is done to vectors of them.
 struct Table {
-  Table(int64_t rows, int64_t groups) : groups(groups), values(rows * groups) {}
-  double* operator[](int64_t row) { return &values[row * groups]; }
-  const double* operator[](int64_t row) const { return &values[row * groups]; }
+  Table(int64_t rows, int64_t groups) : rows(rows), groups(groups), stride(groups + 8), values(rows * stride) {}
+  double* operator[](int64_t row) { return &values[row * stride]; }
+  const double* operator[](int64_t row) const { return &values[row * stride]; }
 
   // row += factor * other
   void add(int64_t row, double factor, const double* other) {
@@ -96,7 +112,8 @@ struct Table {
     for (int64_t g = 0; g < groups; ++g) to[g] += factor * other[g];
   }
 
-  int64_t groups;
+  int64_t rows, groups;
+  int64_t stride;  // Not 2^n: the numbers of one group would share a few places of the cache.
   std::vector<double> values;
 };
 
@@ -145,8 +162,8 @@ class Buffer {
 
 // A block of coefficients for each of some units, as the sweep reads them.
 template <typename T>
-void expand(const Table& coeffs, const Grid& grid, int64_t W, int64_t unit_begin, int64_t unit_end, T* to) {
-  const int64_t rows = static_cast<int64_t>(coeffs.values.size()) / coeffs.groups;
+void expand(const Table& coeffs, const Grid& grid, int64_t unit_begin, int64_t unit_end, T* to) {
+  const int64_t rows = coeffs.rows, W = grid.W;
   for (int64_t u = unit_begin; u < unit_end; ++u) {
     for (int64_t k = 0; k < rows; ++k, to += W) {
       const auto number = [&](int64_t g) { return static_cast<T>(quiet(coeffs[k][g])); };
@@ -157,22 +174,6 @@ void expand(const Table& coeffs, const Grid& grid, int64_t W, int64_t unit_begin
         for (int64_t i = 0; i < lanes; ++i) to[i] = number(grid.group_of[u * W + i]);
         std::fill(to + lanes, to + W, T(0));
       }
-    }
-  }
-}
-
-// The sums of every group, from those of the units: the way back.
-void collect(const std::vector<double>& partial, const Grid& grid, int64_t W, Table& totals) {
-  const int64_t rows = static_cast<int64_t>(totals.values.size()) / totals.groups;
-  for (int64_t k = 0; k < rows; ++k) {
-    for (int64_t u = 0; u < grid.units; ++u) {
-      if (!grid.by_lanes) {
-        totals[k][u] = partial[u * rows + k];
-        continue;
-      }
-      const double* from = &partial[(u * rows + k) * W];
-      const int64_t lanes = std::min(W, grid.inner - u * W);
-      for (int64_t i = 0; i < lanes; ++i) totals[k][grid.group_of[u * W + i]] += from[i];
     }
   }
 }
@@ -189,30 +190,32 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   const Walk kind = walked(pass, recurrence.kind);
   std::vector<T> A(recurrence.a.size()), B(A.size()), C(A.size());
   set_rows(recurrence, kind, A.data(), B.data(), C.data());
-  const Kernels<S> kernel = kernels<S>(pass, kind, a.degree(), !grid.by_lanes, isa);
+  constexpr T infinite = std::numeric_limits<T>::infinity();
+  const bool edges = a.outside != Outside::extrapolate, mapped = edges || a.center != 0;
+  const Mapping<T> mapping{static_cast<Edge>(a.outside), static_cast<T>(a.center),
+                           edges ? static_cast<T>(a.lo) : -infinite, edges ? static_cast<T>(a.hi) : infinite};
+  const Kernels<S> kernel = kernels<S>(pass, kind, a.degree(), !grid.by_lanes && !mapped, isa);
   const Sweep<S> s{pass,
                    static_cast<const S*>(a.x.const_data_ptr()),
                    static_cast<const S*>(grad_output),
                    static_cast<S*>(out),
                    kernel.steps,
-                   kernels<T>(pass, kind, a.degree(), true, isa).steps,
+                   kernels<T>(pass, kind, a.degree(), !mapped, isa).steps,
                    vectors_a_step(vector_bytes(isa), pass),
                    {A.data(), B.data(), C.data()},
                    a.degree(),
-                   static_cast<T>(a.center),
-                   static_cast<T>(a.lo),
-                   static_cast<T>(a.hi),
-                   static_cast<Edge>(a.outside),
+                   mapped ? &mapping : nullptr,
                    static_cast<int>(rows),
                    grid.by_lanes,
                    grid.outer,
                    grid.units,
-                   grid.inner};
+                   grid.inner,
+                   grid.group_of.data()};
 
-  const int64_t unit_size = grid.by_lanes ? block : rows, cell_size = grid.units * unit_size;
-  std::vector<double> partial(has_sums(pass) ? grid.cells * cell_size : 0);
-  const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks() / a.x.numel());
-  torch::stable::parallel_for(0, grid.tasks(), grain, [&](int64_t begin, int64_t end) {
+  const int64_t partial_size = has_sums(pass) ? rows * grid.task_groups : 0;
+  const Buffer<double> partial(grid.tasks * partial_size);
+  const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks / a.x.numel());
+  torch::stable::parallel_for(0, grid.tasks, grain, [&](int64_t begin, int64_t end) {
     // The blocks of one task at a time: those of all units would be W times the coefficients.
     const int64_t numbers = has_sums(pass) ? grid.unit_block * block : 0;
     const Buffer<T> blocks(grid.unit_block * block), sums(numbers);
@@ -221,20 +224,22 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
     for (int64_t index = begin; index < end; ++index) {
       const Task task = grid.task(index);
       if (expanded != task.unit_begin) {
-        expand(coeffs, grid, W, task.unit_begin, task.unit_end, blocks.data());
+        expand(coeffs, grid, task.unit_begin, task.unit_end, blocks.data());
         expanded = task.unit_begin;
       }
-      double* own = has_sums(pass) ? &partial[grid.cell(index) * cell_size + task.unit_begin * unit_size] : nullptr;
-      kernel.run_task(s, task, blocks.data(), sums.data(), totals.data(), own);
+      kernel.run_task(s, task, blocks.data(), sums.data(), totals.data(), partial.data() + index * partial_size);
     }
   });
 
-  for (int64_t c = 1; c < (has_sums(pass) ? grid.cells : 0); ++c) {
-    for (int64_t i = 0; i < cell_size; ++i) partial[i] += partial[c * cell_size + i];
+  Table sums(rows, grid.groups);
+  for (int64_t index = 0; index < (has_sums(pass) ? grid.tasks : 0); ++index) {
+    const Task task = grid.task(index);
+    const double* from = partial.data() + index * partial_size;
+    for (int64_t k = 0; k < rows; ++k) {
+      for (int64_t g = task.group_begin; g < task.group_end; ++g) sums[k][g] += *from++;
+    }
   }
-  Table totals(rows, a.layout.groups);
-  if (has_sums(pass)) collect(partial, grid, W, totals);
-  return totals;
+  return sums;
 }
 
 Tensor slaf(const Tensor& x, const Tensor& coeffs, const Spec& spec) {

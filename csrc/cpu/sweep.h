@@ -31,6 +31,34 @@ constexpr bool has_sums(unsigned pass) { return (pass & (coeffs_gradient | momen
 
 enum class Edge { extrapolate, zero, clamp, linear };
 
+// The walk sees clamp(x, lo, hi) - center; without edges, lo and hi are infinite.
+template <typename T>
+struct Mapping {
+  Edge edge;
+  T center, lo, hi;
+
+  template <typename V>
+  SLAF_INLINE V apply(const V& x) const {
+    const V low = lo - V{}, high = hi - V{};
+    return (x < low ? low : x > high ? high : x) - center;
+  }
+  // t inside, 0 outside. Comparisons are not combined: gcc 12 would leave AVX-512's vectors for it.
+  template <typename V>
+  SLAF_INLINE V cut(const V& t, const V& x) const {
+    const V beyond = x > hi ? x - hi : below(x);
+    return beyond == 0 ? t : V{};
+  }
+  // How far x lies beyond an edge.
+  template <typename V>
+  SLAF_INLINE V below(const V& x) const {
+    return x < lo ? x - lo : V{};
+  }
+  template <typename V>
+  SLAF_INLINE V above(const V& x) const {
+    return x > hi ? x - hi : V{};
+  }
+};
+
 // A pointer `numbers` further on, if it points to anything.
 template <typename S>
 SLAF_INLINE S* further(S* from, int64_t numbers) {
@@ -38,9 +66,11 @@ SLAF_INLINE S* further(S* from, int64_t numbers) {
 }
 
 // `rows` rows, a multiple of the step, `stride` numbers apart, of `units` vectors side by side. Each unit has a block
-// of coefficients and, if the pass has sums, one of sums, `block` numbers after those of the unit before it.
+// of coefficients and, if the pass has sums, one of sums, `block` numbers after those of the unit before it. Behind the
+// rows of a unit whose vectors lie one after another there may be `rest` numbers more, fewer than a step's.
 template <typename S, typename T = compute_t<S>>
 struct Strip {
+  const Mapping<T>* mapping;  // or null, where the walk sees x
   const S* x;
   const S* seed;
   S* out;
@@ -49,6 +79,7 @@ struct Strip {
   const T* coeffs;
   T* sums;
   int64_t block;
+  int rest;
 };
 
 // The walk over a strip, compiled for a pass, a kind of table and an instruction set.
@@ -62,13 +93,12 @@ struct Sweep {
   const S* x;
   const S* grad_output;       // if the pass has a seed
   S* out;                     // y, or the gradient in x
-  Steps<S, T> steps;          // for numbers as they lie in memory,
-  Steps<T, T> scratch_steps;  // and for those that something was done to before,
+  Steps<S, T> steps;          // for numbers as they lie in memory, or null,
+  Steps<T, T> scratch_steps;  // and for those that were copied before,
   int step;                   // so many vectors at a time
   Rows<T> table;
   int degree;
-  T center, lo, hi;  // the walk sees clamp(x, lo, hi) - center
-  Edge edge;
+  const Mapping<T>* mapping;
 
   // The rows, of W numbers, of a unit's block: coefficients, or sums of grad_output psi_k. With linear edges two rows
   // more: slopes below lo and above hi, and the sums of grad_output times the distance beyond.
@@ -78,11 +108,13 @@ struct Sweep {
   // lanes, `outer` rows of `inner` numbers.
   bool by_lanes;
   int64_t outer, units, inner;
+  const int64_t* group_of;  // by lanes, the group of every number of a row
 };
 
-// A part of the work whose sums no other part shares.
+// A part of the work, and the groups that it meets.
 struct Task {
   int64_t outer_begin, outer_end, unit_begin, unit_end, inner_begin, inner_end;
+  int64_t group_begin, group_end;
 };
 
 // Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them. A fourth in the
@@ -108,17 +140,43 @@ constexpr int summed_rows = 192;
 // `count` vectors of one unit, `stride` numbers apart.
 template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T, typename Stride, typename Tail>
 SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Rows<T>& table,
-                      const Degree<Tail>& degree, const T* coeffs, T* sums) {
+                      const Degree<Tail>& degree, const Mapping<T>* mapping, const T* coeffs, T* sums) {
   constexpr int W = bytes / sizeof(T);
   const int K = degree.value() + 1;
   using P = Pack<T, bytes, count>;
+  using V = Vector<T, bytes>;
   const auto row = [&](const T* block, int k) __attribute__((always_inline)) { return load<bytes>(block + k * W); };
   const auto add = [&](T* block, int k, const P& p)
                        __attribute__((always_inline)) { store<bytes>(block + k * W, row(block, k) + p.total()); };
-  const P point = P::read(x, stride);
+  // What a mapping asks for is done in memory, by loops that are not unrolled: they stand beside every walk.
+  alignas(bytes) T room[count * W];
+  const auto replace = [&](P& p, auto&& f) __attribute__((always_inline)) {
+    p.write(+room, W);
+#pragma GCC unroll 1
+    for (int u = 0; u < count; ++u) {
+      store<bytes>(room + u * W, f(load<bytes>(room + u * W), load<bytes>(x + u * stride)));
+    }
+    p = P::read(+room, W);
+  };
+  const auto cut = [&](const V& t, const V& raw) __attribute__((always_inline)) { return mapping->cut(t, raw); };
+  const bool is_linear = mapping != nullptr && mapping->edge == Edge::linear;
+  const bool is_zero = mapping != nullptr && mapping->edge == Edge::zero;
+  // The gradient of `clamp` vanishes outside, and `zero` does by name.
+  const bool is_cut = is_zero || (pass != forward && mapping != nullptr && mapping->edge == Edge::clamp);
+  P point = P::read(x, stride);
+  if (mapping != nullptr) {
+    replace(point, [&](const V& t, const V&) __attribute__((always_inline)) { return mapping->apply(t); });
+  }
   if constexpr (pass == forward) {
     const auto coeff = [&](int k) __attribute__((always_inline)) { return P::filled(row(coeffs, k)); };
-    expand<kind>(point, table, degree, coeff).write(out, stride);
+    P y = expand<kind>(point, table, degree, coeff);
+    if (is_linear) {
+      replace(y, [&](const V& t, const V& raw) __attribute__((always_inline)) {
+        return t + mapping->below(raw) * row(coeffs, K) + mapping->above(raw) * row(coeffs, K + 1);
+      });
+    }
+    if (is_cut) replace(y, cut);
+    y.write(out, stride);
   } else if constexpr (pass == normalized_gradient) {
     const T *u = coeffs + K * W, *v = u + K * W;
     const P g = P::read(seed, stride);
@@ -127,6 +185,7 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Ro
     walk<kind>(dual, one, table, degree, [&](int k, const Dual<P>& psi) __attribute__((always_inline)) {
       sum = sum + psi.slope * (g * row(coeffs, k) + psi.value * row(v, k) + row(u, k));
     });
+    if (is_cut) replace(sum, cut);
     sum.write(out, stride);
   } else if constexpr (pass == moments || pass == centered_gradient) {
     // The moments may be given a seed of ones, with zeros where a vector is cut short.
@@ -137,7 +196,8 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Ro
       if constexpr (pass == moments) add(sums, K + k, shifted * shifted);
     });
   } else {
-    const P g = P::read(seed, stride);
+    P g = P::read(seed, stride);
+    if (is_zero) replace(g, cut);
     P slope;
     walk<kind>(point, g, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
       if constexpr ((pass & coeffs_gradient) != 0) add(sums, k, psi);
@@ -145,7 +205,20 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Ro
         slope = k == 0 ? psi * row(coeffs, k) : slope + psi * row(coeffs, k);
       }
     });
-    if constexpr ((pass & input_gradient) != 0) slope.write(out, stride);
+    if constexpr ((pass & coeffs_gradient) != 0) {
+      if (is_linear) {
+#pragma GCC unroll 1
+        for (int u = 0; u < count; ++u) {
+          const V weight = load<bytes>(seed + u * stride), raw = load<bytes>(x + u * stride);
+          store<bytes>(sums + K * W, row(sums, K) + weight * mapping->below(raw));
+          store<bytes>(sums + (K + 1) * W, row(sums, K + 1) + weight * mapping->above(raw));
+        }
+      }
+    }
+    if constexpr ((pass & input_gradient) != 0) {
+      if (is_cut) replace(slope, cut);
+      slope.write(out, stride);
+    }
   }
 }
 
@@ -161,7 +234,29 @@ SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t dista
   }
 }
 
-// The walk over a strip. Code for one tail of the degree is for vectors that lie one after another.
+// n zeros, and n numbers with all bits set.
+template <typename U, int n>
+struct Mask {
+  U bits[2 * n]{};
+  constexpr Mask() {
+    for (int i = n; i < 2 * n; ++i) bits[i] = ~U{0};
+  }
+};
+template <typename U, int n>
+inline constexpr Mask<U, n> mask;
+
+// The last `rest` numbers of n, and zeros before them whatever stood there; by W, as they are read afterwards.
+template <int n, int W, typename S>
+SLAF_INLINE void copy_last(const S* from, int rest, S* to) {
+  using U = std::conditional_t<is_half<S>, uint16_t, std::conditional_t<sizeof(S) == 4, uint32_t, uint64_t>>;
+  using V = typename VectorOf<U, W * sizeof(U)>::anywhere;
+  for (int i = 0; i < n; i += W) {
+    *reinterpret_cast<V*>(to + i) =
+        *reinterpret_cast<const V*>(from + i) & *reinterpret_cast<const V*>(mask<U, n>.bits + rest + i);
+  }
+}
+
+// The walk over a strip. Code for one tail of the degree is for vectors that lie one after another, and no mapping.
 template <Walk kind, int bytes, unsigned pass, typename Tail, typename S, typename T>
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
   constexpr int count = vectors_a_step(bytes, pass), W = bytes / sizeof(T);
@@ -183,6 +278,7 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
       return s.stride;
     }
   }();
+  const Mapping<T>* mapping = dense ? nullptr : s.mapping;
   const int64_t block = s.block;
   const int units = dense ? 1 : s.units;
   for (int unit = 0; unit < units; ++unit) {
@@ -191,19 +287,50 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
     const S* x = s.x + unit * W;
     const S* seed = further(s.seed, unit * W);
     S* out = further(s.out, unit * W);
-    // A few units further on, or in the rows below.
-    const int next = unit + units_ahead;
-    const int64_t ahead = next < units ? units_ahead * W : s.rows * stride + (next - units - unit) * W;
-    for (int left = s.rows; left > 0; left -= count) {
-      if (stride == W) {
-        prefetch<lines, pass>(x, seed, out, bytes_ahead / size, line);
-      } else {
-        prefetch<count, pass>(x, seed, out, ahead, stride);
-      }
-      step<kind, bytes, pass, count>(x, seed, out, stride, rows, n, coeffs, sums);
+    // What the next step works on, and what the steps after it begin with.
+    const S *now_x = x, *now_seed = seed;
+    S* now_out = out;
+    int left = s.rows;
+    const auto proceed = [&]() __attribute__((always_inline)) {
+      now_x = x, now_seed = seed, now_out = out;
       x += count * stride;
       if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += count * stride;
       if (has_out(pass)) out += count * stride;
+    };
+    // The rest is the end of one step more, which comes first: what it writes too early is written over. Sums must not
+    // count its beginning.
+    alignas(bytes) S last_x[count * W], last_seed[count * W];
+    if (s.rest > 0) {
+      const int64_t at = (s.rows - count) * W + s.rest;
+      now_x = x + at;
+      now_seed = further(seed, at);
+      now_out = further(out, at);
+      left += count;
+      if constexpr (has_sums(pass)) {
+        copy_last<count * W, W>(now_x, s.rest, last_x);
+        now_x = last_x;
+        if constexpr (pass == moments) {
+          std::fill_n(last_seed, count * W - s.rest, S(0));
+          std::fill_n(last_seed + count * W - s.rest, s.rest, S(1));
+        } else {
+          copy_last<count * W, W>(now_seed, s.rest, last_seed);
+        }
+        now_seed = last_seed;
+      }
+    } else {
+      proceed();
+    }
+    // A few units further on, or in the rows below.
+    const int next = unit + units_ahead;
+    const int64_t ahead = next < units ? units_ahead * W : s.rows * stride + (next - units - unit) * W;
+    for (; left > 0; left -= count) {
+      if (stride == W) {
+        prefetch<lines, pass>(now_x, now_seed, now_out, bytes_ahead / size, line);
+      } else {
+        prefetch<count, pass>(now_x, now_seed, now_out, ahead, stride);
+      }
+      step<kind, bytes, pass, count>(now_x, now_seed, now_out, stride, rows, n, mapping, coeffs, sums);
+      proceed();
     }
   }
 }
@@ -239,70 +366,29 @@ SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, i
   }
 }
 
-// `rows` vectors of one unit, cut short to `lanes` as in `gather`, the first at `offset`. Numbers that need more than
-// the recurrence (a domain, a vector cut short, too few rows for a step) pass through four tiles that stay in L1.
+// `rows` vectors of one unit, cut short to `lanes` as in `gather`, the first at `offset`: what is no whole step, or of
+// a type that steps do not read, passes through tiles that stay in L1.
 template <int bytes, typename S, typename T>
 SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int rows, int lanes, const T* coeffs,
                       T* sums) {
   constexpr int W = bytes / sizeof(T);
-  using V = Vector<T, bytes>;
-  const int padded = (rows + s.step - 1) / s.step * s.step, n = padded * W;
-  const T lo = s.lo, hi = s.hi, center = s.center;
-  alignas(bytes) T scratch[4 * tile_rows * W];
-  T* __restrict__ raw = scratch;
-  T* __restrict__ mapped = raw + tile_rows * W;
-  T* __restrict__ seeds = mapped + tile_rows * W;
-  T* __restrict__ beyond = seeds + tile_rows * W;
-  gather<W>(s.x + offset, stride, rows, padded, lanes, s.by_lanes, raw);
-  if (s.edge == Edge::extrapolate) {
-    for (int i = 0; i < n; ++i) mapped[i] = raw[i] - center;
-  } else {
-    for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo ? lo : raw[i] > hi ? hi : raw[i]) - center;
-  }
+  const int padded = (rows + s.step - 1) / s.step * s.step;
+  alignas(bytes) T numbers[tile_rows * W], seeds[tile_rows * W];
+  gather<W>(s.x + offset, stride, rows, padded, lanes, s.by_lanes, numbers);
   if (s.pass == moments) {
     const int given = s.by_lanes ? rows * W : (rows - 1) * W + lanes;
-    for (int i = 0; i < n; ++i) seeds[i] = i < given ? T(1) : T(0);
+    for (int i = 0; i < padded * W; ++i) seeds[i] = i < given ? T(1) : T(0);
   } else if (has_seed(s.pass)) {
     gather<W>(s.grad_output + offset, stride, rows, padded, lanes, s.by_lanes, seeds);
-    if (s.edge == Edge::zero) {
-      for (int i = 0; i < n; ++i) seeds[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : seeds[i];
-    }
-  }
-  if (s.edge == Edge::linear) {
-    for (int i = 0; i < n; ++i) beyond[i] = raw[i] > hi ? raw[i] - hi : T(0);
-    for (int i = 0; i < n; ++i) raw[i] = raw[i] < lo ? raw[i] - lo : T(0);
-    if ((s.pass & coeffs_gradient) != 0) {
-      T* tails = sums + (s.degree + 1) * W;
-      V below = load<bytes>(tails), above = load<bytes>(tails + W);
-      for (int i = 0; i < n; i += W) {
-        below += load<bytes>(seeds + i) * load<bytes>(raw + i);
-        above += load<bytes>(seeds + i) * load<bytes>(beyond + i);
-      }
-      store<bytes>(tails, below);
-      store<bytes>(tails + W, above);
-    }
   }
   const bool with_seeds = has_seed(s.pass) || s.pass == moments;
-  s.scratch_steps({mapped, with_seeds ? seeds : nullptr, mapped, W, padded, 1, coeffs, sums, 0}, s.table, s.degree);
-  if (!has_out(s.pass)) return;
-  if (s.pass == forward && s.edge == Edge::linear) {
-    const T* slopes = coeffs + (s.degree + 1) * W;
-    const V below = load<bytes>(slopes), above = load<bytes>(slopes + W);
-    for (int i = 0; i < n; i += W) {
-      const V inside = load<bytes>(mapped + i);
-      store<bytes>(mapped + i, inside + load<bytes>(raw + i) * below + load<bytes>(beyond + i) * above);
-    }
-  }
-  // The gradient of `clamp` vanishes outside, and `zero` does by name.
-  if (s.edge == Edge::zero || (s.edge == Edge::clamp && s.pass != forward)) {
-    for (int i = 0; i < n; ++i) mapped[i] = (raw[i] < lo) | (raw[i] > hi) ? T(0) : mapped[i];
-  }
-  scatter<W>(mapped, stride, rows, lanes, s.by_lanes, s.out + offset);
+  s.scratch_steps({s.mapping, numbers, with_seeds ? seeds : nullptr, numbers, W, padded, 1, coeffs, sums, 0, 0},
+                  s.table, s.degree);
+  if (has_out(s.pass)) scatter<W>(numbers, stride, rows, lanes, s.by_lanes, s.out + offset);
 }
 
 // A task. `coeffs` holds the blocks of its units; `sums`, of a few rows, and `totals`, of all, are room for theirs.
-// `partial` receives the sums of its units: a block each where lanes differ, and else the block's rows, summed over
-// their lanes.
+// `partial` receives the sums of its groups: a row of them for every row of a block.
 template <int bytes, typename S, typename T>
 SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const T* coeffs, T* __restrict__ sums,
                           double* __restrict__ totals, double* partial) {
@@ -320,15 +406,14 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const T* coeff
     unflushed = 0;
   };
   // Where a row is shorter than a vector, no unit is whole.
-  const bool direct =
-      s.steps != nullptr && s.edge == Edge::extrapolate && s.center == 0 && !(s.by_lanes && s.inner < W);
-  const auto strip = [&](int64_t offset, int64_t stride, int64_t rows, int64_t width,
-                         int64_t unit) __attribute__((always_inline)) {
-    if (rows == 0 || width == 0) return;
-    s.steps({s.x + offset, further(s.grad_output, offset), further(s.out, offset), stride, static_cast<int>(rows),
-             static_cast<int>(width), coeffs + unit * block, sums + unit * block, block},
-            s.table, s.degree);
-  };
+  const bool direct = s.steps != nullptr && !(s.by_lanes && s.inner < W);
+  const auto strip = [&](int64_t offset, int64_t stride, int64_t rows, int64_t width, int64_t unit, int64_t rest)
+                         __attribute__((always_inline)) {
+                           s.steps({s.mapping, s.x + offset, further(s.grad_output, offset), further(s.out, offset),
+                                    stride, static_cast<int>(rows), static_cast<int>(width), coeffs + unit * block,
+                                    sums + unit * block, block, static_cast<int>(rest)},
+                                   s.table, s.degree);
+                         };
 
   // Where units share cache lines, their tiles are low enough to meet in L1. Nothing but sums limits a long strip.
   const int64_t length = task.inner_end - task.inner_begin;
@@ -343,7 +428,7 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const T* coeff
         rows = std::min(task.outer_end - o, tallest);
         const int64_t first = task.unit_begin * W, offset = o * s.inner + first;
         const int64_t whole = direct ? std::min(units, (s.inner - first) / W) : 0, steps = rows / s.step * s.step;
-        strip(offset, s.inner, steps, whole, 0);
+        if (steps > 0 && whole > 0) strip(offset, s.inner, steps, whole, 0, 0);
         for (int64_t u = steps < rows ? 0 : whole; u < units; ++u) {
           const int64_t begin = u < whole ? steps : 0;
           const int lanes = static_cast<int>(std::min<int64_t>(W, s.inner - first - u * W));
@@ -354,14 +439,14 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const T* coeff
       } else {
         const int64_t left = std::min(length - done, tallest * W);
         rows = (left + W - 1) / W;
-        const int64_t whole = direct ? left / W / s.step * s.step : 0;
+        const int64_t whole = left / W / s.step * s.step;
         for (int64_t u = 0; u < units; ++u) {
           const int64_t offset = (o * s.units + task.unit_begin + u) * s.inner + task.inner_begin + done;
-          strip(offset, W, whole, 1, u);
-          if (whole < rows) {
+          if (direct && whole > 0) {
+            strip(offset, W, whole, 1, u, left - whole * W);
+          } else {
             const int last = static_cast<int>(left - (rows - 1) * W);
-            tile<bytes>(s, offset + whole * W, W, static_cast<int>(rows - whole), last, coeffs + u * block,
-                        sums + u * block);
+            tile<bytes>(s, offset, W, static_cast<int>(rows), last, coeffs + u * block, sums + u * block);
           }
         }
       }
@@ -369,9 +454,15 @@ SLAF_INLINE void run_task(const Sweep<S, T>& s, const Task& task, const T* coeff
     }
   }
   flush();
-  for (int64_t i = 0; i < numbers; ++i) {
-    double& to = s.by_lanes ? partial[i] : partial[i / W];
-    to = s.by_lanes || i % W == 0 ? totals[i] : to + totals[i];
+  if (!has_sums(s.pass)) return;
+  const int64_t groups = task.group_end - task.group_begin;
+  std::fill_n(partial, s.block_rows * groups, 0.0);
+  for (int64_t u = task.unit_begin; u < task.unit_end; ++u) {
+    const int64_t lanes = s.by_lanes ? std::min<int64_t>(W, s.inner - u * W) : W;
+    for (int k = 0; k < s.block_rows; ++k, totals += W) {
+      double* to = partial + k * groups - task.group_begin;
+      for (int64_t i = 0; i < lanes; ++i) to[s.by_lanes ? s.group_of[u * W + i] : u] += totals[i];
+    }
   }
 }
 
