@@ -15,7 +15,7 @@ constexpr int64_t long_group = 32;  // numbers from which a group is a unit of i
 // one after another, since every other place in memory is another page, and is not foreseen by the processor.
 constexpr int64_t task_numbers = 16384, unit_numbers = 1024, run_numbers = 4096;
 // By lanes there are about as many rows in a task, and no fewer tasks than these where there is work for them.
-constexpr int64_t task_rows = 512, least_tasks = 16;
+constexpr int64_t task_rows = 512, least_tasks = 8;
 constexpr int64_t thread_numbers = 32768;  // less is not worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
