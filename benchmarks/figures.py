@@ -17,6 +17,7 @@ from .statistics import Group, Measured, groups
 
 plt.switch_backend("agg")  # files alone, with or without a screen
 plt.rcParams["svg.hashsalt"] = "slaf_ext"  # the same numbers give the same file
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#DDDDDD", "grid.linewidth": 0.6}
 
 # Okabe and Ito's colours, which differ in lightness too.
 STYLES = {
@@ -110,9 +111,8 @@ def _headline(chosen: dict[tuple[int, str], Group], where: str):
         ax.invert_yaxis()
         ax.set_xscale("log")
         ax.set_title(f"degree {degree}" + f", {dtype}" * (len(dtypes) > 1))
-        ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+        ax.grid(True)
         ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel("time, ms (log scale)")
         ax.margins(x=0.2)
     case = group.case
@@ -219,8 +219,7 @@ def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
     ax.set_title(", ".join([case.basis, *filter(None, fixed.values())]), fontsize=9)
     ax.set_xlabel(sweep.label)
     ax.set_ylabel("time, ms (log scale)")
-    ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True)
 
 
 # ------------------------------------------------------------------ bases and networks
@@ -241,7 +240,7 @@ def _bases(chosen: list[Group], where: str):
                 named = "_"
     ax.set_yscale("log")
     ax.set_ylabel("time of forward + backward, ms (log scale)")
-    ax.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+    ax.grid(True)
     ax.set_axisbelow(True)
     case = chosen[0].case
     what = f"degree {case.degree}, {_elements(case)}"
@@ -271,7 +270,6 @@ def _networks(chosen: list[Group], where: str):
 def _labelled(figure, ax, names: list[str], what: str, case: Case, where: str):
     many = len(names) > 5
     ax.set_xticks(range(len(names)), names, rotation=35 if many else 0, ha="right" if many else "center")
-    ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     words = f"{what}, {case.dtype}, {tables.where(case)}, {where}; {WHISKERS}"
     ax.set_xlabel(_wrapped(words, figure.get_figwidth()), fontsize=9)
