@@ -100,7 +100,13 @@ SLAF_INLINE V less_product(const V& t, int k, const Rows<T>& rows, const V& u) {
   return t;
 }
 
-// Calls visit(k, seed * phi_k(x)) for k = 0 .. degree. V is a number, or a pack of numbers.
+// The k of the last visit, for those who treat phi_degree unlike the others.
+struct Last {
+  int degree;
+  SLAF_INLINE constexpr operator int() const { return degree; }
+};
+
+// Calls visit(k, seed * phi_k(x)) for k = 0 .. degree, an int but for the last. V is a number, or a pack of numbers.
 template <Walk kind, typename V, typename T, typename Tail, typename Visit>
 SLAF_INLINE void walk(const V& x, const V& seed, const Rows<T>& rows, const Degree<Tail>& degree, Visit&& visit) {
   visit(0, seed);
@@ -128,9 +134,9 @@ SLAF_INLINE void walk(const V& x, const V& seed, const Rows<T>& rows, const Degr
   if (degree.tail > 2) step(k + 1, even, odd);
   if (degree.tail > 3) step(k + 2, odd, even);
   if (degree.tail % 2 == 1) {
-    visit(k + degree.tail - 1, odd);
+    visit(Last{k + degree.tail - 1}, odd);
   } else {
-    visit(k + degree.tail - 1, even);
+    visit(Last{k + degree.tail - 1}, even);
   }
 }
 

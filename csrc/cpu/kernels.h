@@ -33,8 +33,6 @@ struct StepsBody {
   }
 };
 
-constexpr unsigned both_gradients = input_gradient | coeffs_gradient;
-
 // The walk for a kind of table. For the normalised form there is one, right for every table: all of them would take
 // long to compile.
 constexpr bool has_every_walk(unsigned pass) {

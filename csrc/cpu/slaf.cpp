@@ -1,4 +1,5 @@
 // The operators on the CPU: how the work is cut, and the coefficients before and after the sweep.
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -178,6 +179,29 @@ void expand(const Table& coeffs, const Grid& grid, int64_t unit_begin, int64_t u
   }
 }
 
+// Tasks in the order of their numbers, for threads that come for more when they are done: cores are not equally fast,
+// since they differ in kind, or share what they have with other work. A run is half of a thread's share of what is
+// left: long at first, since what lies one after another is read faster, and a single task in the end.
+struct Run {
+  int64_t begin, end;
+};
+class Queue {
+ public:
+  explicit Queue(int64_t tasks) : tasks_(tasks) {}
+  // Empty when all tasks are taken.
+  Run take(int64_t threads) {
+    int64_t begin = next_, end;
+    do {
+      end = std::min(tasks_, begin + std::max<int64_t>(1, (tasks_ - begin) / (2 * threads)));
+    } while (!next_.compare_exchange_weak(begin, end));
+    return {begin, end};
+  }
+
+ private:
+  const int64_t tasks_;
+  std::atomic<int64_t> next_{0};
+};
+
 // Runs a sweep over all of x. `coeffs` and the result, which holds sums, have block_rows rows.
 template <typename S>
 Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, const Table& coeffs,
@@ -201,7 +225,7 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
                    static_cast<S*>(out),
                    kernel.steps,
                    kernels<T>(pass, kind, a.degree(), !mapped, isa).steps,
-                   vectors_a_step(vector_bytes(isa), pass),
+                   vectors_a_step(vector_bytes(isa), pass, kind),
                    {A.data(), B.data(), C.data()},
                    a.degree(),
                    mapped ? &mapping : nullptr,
@@ -215,19 +239,23 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
   const int64_t partial_size = has_sums(pass) ? rows * grid.task_groups : 0;
   const Buffer<double> partial(grid.tasks * partial_size);
   const int64_t grain = std::max<int64_t>(1, thread_numbers * grid.tasks / a.x.numel());
+  Queue queue(grid.tasks);
   torch::stable::parallel_for(0, grid.tasks, grain, [&](int64_t begin, int64_t end) {
+    const int64_t threads = ceil_div(grid.tasks, end - begin);
     // The blocks of one task at a time: those of all units would be W times the coefficients.
     const int64_t numbers = has_sums(pass) ? grid.unit_block * block : 0;
     const Buffer<T> blocks(grid.unit_block * block), sums(numbers);
     const Buffer<double> totals(numbers);
     int64_t expanded = -1;
-    for (int64_t index = begin; index < end; ++index) {
-      const Task task = grid.task(index);
-      if (expanded != task.unit_begin) {
-        expand(coeffs, grid, task.unit_begin, task.unit_end, blocks.data());
-        expanded = task.unit_begin;
+    for (Run run = queue.take(threads); run.begin < run.end; run = queue.take(threads)) {
+      for (int64_t index = run.begin; index < run.end; ++index) {
+        const Task task = grid.task(index);
+        if (expanded != task.unit_begin) {
+          expand(coeffs, grid, task.unit_begin, task.unit_end, blocks.data());
+          expanded = task.unit_begin;
+        }
+        kernel.run_task(s, task, blocks.data(), sums.data(), totals.data(), partial.data() + index * partial_size);
       }
-      kernel.run_task(s, task, blocks.data(), sums.data(), totals.data(), partial.data() + index * partial_size);
     }
   });
 

@@ -117,11 +117,14 @@ struct Task {
   int64_t group_begin, group_end;
 };
 
-// Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them. A fourth in the
-// gradients' step fits barely, and leaves a processor less room to begin the next one: 3 % slower at degree 8.
-constexpr int vectors_a_step(int bytes, unsigned pass) {
+constexpr unsigned both_gradients = input_gradient | coeffs_gradient;
+
+// Vectors that a step works on: as many as 32, or 16, registers hold with what goes with them. A fourth of AVX2 in the
+// step of both gradients fits barely, and only beside a factor that is the same for every row.
+constexpr int vectors_a_step(int bytes, unsigned pass, Walk kind) {
   if (pass == forward) return bytes == 64 ? 8 : 4;
   if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
+  if (pass == both_gradients && bytes == 32 && has_one_factor(kind)) return 4;
   return bytes == 64 ? 6 : 3;
 }
 // Rows, about, of a strip whose units share cache lines, so that they meet in L1; and how many units ahead it asks for
@@ -199,9 +202,9 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Ro
     P g = P::read(seed, stride);
     if (is_zero) replace(g, cut);
     P slope;
-    walk<kind>(point, g, table, degree, [&](int k, const P& psi) __attribute__((always_inline)) {
+    walk<kind>(point, g, table, degree, [&](auto k, const P& psi) __attribute__((always_inline)) {
       if constexpr ((pass & coeffs_gradient) != 0) add(sums, k, psi);
-      if constexpr ((pass & input_gradient) != 0) {
+      if constexpr ((pass & input_gradient) != 0 && !std::is_same_v<decltype(k), Last>) {  // p' is of a lower degree
         slope = k == 0 ? psi * row(coeffs, k) : slope + psi * row(coeffs, k);
       }
     });
@@ -259,7 +262,7 @@ SLAF_INLINE void copy_last(const S* from, int rest, S* to) {
 // The walk over a strip. Code for one tail of the degree is for vectors that lie one after another, and no mapping.
 template <Walk kind, int bytes, unsigned pass, typename Tail, typename S, typename T>
 SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
-  constexpr int count = vectors_a_step(bytes, pass), W = bytes / sizeof(T);
+  constexpr int count = vectors_a_step(bytes, pass, kind), W = bytes / sizeof(T);
   constexpr bool dense = !std::is_same_v<Tail, int>;
   constexpr int size = sizeof(S), line = cache_line / size, lines = (count * W + line - 1) / line;
   // Copies, since what is written could overlap the originals for all that a compiler knows.
