@@ -161,6 +161,22 @@ def test_only_what_is_needed_is_computed_and_saved():
     assert calls == [(True, False), (False, True)]
 
 
+@pytest.mark.parametrize("basis", ["chebyshev", "legendre", "laguerre", "monomial"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_one_gradient_is_what_it_is_beside_the_other(dtype, basis):
+    for shape, groups in (((1013,), 1), ((3, 4, 65), 4), ((40, 24), 24)):
+        x, coeffs = torch.rand(shape).mul(2).sub(1).to(dtype), torch.randn(groups, 9, dtype=dtype)
+        grad_output, gradients = torch.randn_like(x), {}
+        for needs in ((True, True), (True, False), (False, True)):
+            inputs = [t.clone().requires_grad_(need) for t, need in zip((x, coeffs), needs, strict=True)]
+            y = slaf_ext.slaf(*inputs, basis, dim=1 if x.dim() > 1 else 0)
+            y.backward(grad_output)
+            gradients[needs] = [t.grad for t in inputs]
+        dx, dcoeffs = gradients[True, True]
+        assert torch.equal(gradients[True, False][0], dx)
+        torch.testing.assert_close(gradients[False, True][1], dcoeffs)  # added in another order
+
+
 def test_memory_format_and_strides_are_kept_without_a_copy():
     x = torch.randn(2, 8, 5, 5)
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.permute(2, 0, 3, 1), x.transpose(0, 3)):

@@ -259,7 +259,7 @@ Table sweep(unsigned pass, const Arguments& a, const Recurrence& recurrence, con
     }
   });
 
-  Table sums(rows, grid.groups);
+  Table sums(has_sums(pass) ? rows : 0, grid.groups);
   for (int64_t index = 0; index < (has_sums(pass) ? grid.tasks : 0); ++index) {
     const Task task = grid.task(index);
     const double* from = partial.data() + index * partial_size;
@@ -337,13 +337,11 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
     using S = decltype(s);
     const void* seed = gy.const_data_ptr();
     void* out = need_x ? dx.mutable_data_ptr() : nullptr;
-    if (!need_coeffs) {
-      sweep<S>(input_gradient, a, r, slopes, seed, out);
-    } else {
-      const unsigned pass = need_x ? input_gradient | coeffs_gradient : coeffs_gradient;
-      const Table sums = sweep<S>(pass, a, r, slopes, seed, out);
-      write_coeffs(coeffs_gradient_of(sums, a, r), dcoeffs);
-    }
+    // Half types have steps for both gradients alone, which are faster than tiles even if the sums are not wanted.
+    const bool with_sums = need_coeffs || is_half<S>;
+    const unsigned pass = (need_x ? input_gradient : 0) | (with_sums ? coeffs_gradient : 0);
+    const Table sums = sweep<S>(pass, a, r, slopes, seed, out);
+    if (need_coeffs) write_coeffs(coeffs_gradient_of(sums, a, r), dcoeffs);
   });
   return {dx, dcoeffs};
 }
