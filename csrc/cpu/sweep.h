@@ -340,32 +340,28 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
 
 // Reads a tile, and fills up vectors that are cut short, and rows as far as `padded`, with zeros. Where a unit is a
 // group only the last vector can be short: `lanes` numbers; where it is a column of lanes, all are.
-template <int W, typename S, typename T>
+template <int bytes, typename S, typename T>
 SLAF_INLINE void gather(const S* from, int64_t stride, int rows, int padded, int lanes, bool by_lanes,
                         T* __restrict__ to) {
-  const int n = by_lanes ? rows * W : (rows - 1) * W + lanes;
-  for (int i = n; i < padded * W; ++i) to[i] = T(0);
-  if (!by_lanes) {
-    for (int i = 0; i < n; ++i) to[i] = widen(from[i]);
-  } else if (lanes == W) {
-    for (int row = 0; row < rows; ++row) {
-      for (int i = 0; i < W; ++i) to[row * W + i] = widen(from[row * stride + i]);
-    }
-  } else {
-    for (int row = 0; row < rows; ++row) {
-      for (int i = 0; i < W; ++i) to[row * W + i] = i < lanes ? widen(from[row * stride + i]) : T(0);
-    }
+  constexpr int W = bytes / sizeof(T);
+  const int whole = lanes == W ? rows : by_lanes ? 0 : rows - 1;
+  const int64_t distance = by_lanes ? stride : W;
+#pragma GCC unroll 1
+  for (int row = 0; row < whole; ++row) store<bytes>(to + row * W, load<bytes>(from + row * distance));
+  for (int row = whole; row < rows; ++row) {
+    for (int i = 0; i < W; ++i) to[row * W + i] = i < lanes ? widen(from[row * distance + i]) : T(0);
   }
+  for (int i = rows * W; i < padded * W; ++i) to[i] = T(0);
 }
-template <int W, typename S, typename T>
+template <int bytes, typename S, typename T>
 SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, int lanes, bool by_lanes, S* to) {
-  if (!by_lanes) {
-    const int n = (rows - 1) * W + lanes;
-    for (int i = 0; i < n; ++i) narrow(to + i, from[i]);
-  } else {
-    for (int row = 0; row < rows; ++row) {
-      for (int i = 0; i < lanes; ++i) narrow(to + row * stride + i, from[row * W + i]);
-    }
+  constexpr int W = bytes / sizeof(T);
+  const int whole = lanes == W ? rows : by_lanes ? 0 : rows - 1;
+  const int64_t distance = by_lanes ? stride : W;
+#pragma GCC unroll 1
+  for (int row = 0; row < whole; ++row) store<bytes>(to + row * distance, load<bytes>(from + row * W));
+  for (int row = whole; row < rows; ++row) {
+    for (int i = 0; i < lanes; ++i) narrow(to + row * distance + i, from[row * W + i]);
   }
 }
 
@@ -377,17 +373,17 @@ SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int 
   constexpr int W = bytes / sizeof(T);
   const int padded = (rows + s.step - 1) / s.step * s.step;
   alignas(bytes) T numbers[tile_rows * W], seeds[tile_rows * W];
-  gather<W>(s.x + offset, stride, rows, padded, lanes, s.by_lanes, numbers);
+  gather<bytes>(s.x + offset, stride, rows, padded, lanes, s.by_lanes, numbers);
   if (s.pass == moments) {
     const int given = s.by_lanes ? rows * W : (rows - 1) * W + lanes;
     for (int i = 0; i < padded * W; ++i) seeds[i] = i < given ? T(1) : T(0);
   } else if (has_seed(s.pass)) {
-    gather<W>(s.grad_output + offset, stride, rows, padded, lanes, s.by_lanes, seeds);
+    gather<bytes>(s.grad_output + offset, stride, rows, padded, lanes, s.by_lanes, seeds);
   }
   const bool with_seeds = has_seed(s.pass) || s.pass == moments;
   s.scratch_steps({s.mapping, numbers, with_seeds ? seeds : nullptr, numbers, W, padded, 1, coeffs, sums, 0, 0},
                   s.table, s.degree);
-  if (has_out(s.pass)) scatter<W>(numbers, stride, rows, lanes, s.by_lanes, s.out + offset);
+  if (has_out(s.pass)) scatter<bytes>(numbers, stride, rows, lanes, s.by_lanes, s.out + offset);
 }
 
 // A task. `coeffs` holds the blocks of its units; `sums`, of a few rows, and `totals`, of all, are room for theirs.
