@@ -177,6 +177,16 @@ def test_one_gradient_is_what_it_is_beside_the_other(dtype, basis):
         torch.testing.assert_close(gradients[False, True][1], dcoeffs)  # added in another order
 
 
+@pytest.mark.parametrize("degree", [1, 2, 3, 5, 8, 9])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_gradient_at_infinity_is_that_of_a_lower_degree(dtype, degree):
+    """phi_degree has no part in p', and 0 * inf must not make a NaN of it: with degree 1, dx is a_1 everywhere."""
+    for members in (1, 300):
+        x = torch.full((members,), float("inf"), dtype=dtype, requires_grad=True)
+        slaf_ext.slaf(x, torch.ones(degree + 1, dtype=dtype), "monomial", dim=0).sum().backward()
+        assert torch.equal(x.grad, torch.full_like(x, 1.0 if degree == 1 else float("inf")))
+
+
 def test_memory_format_and_strides_are_kept_without_a_copy():
     x = torch.randn(2, 8, 5, 5)
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.permute(2, 0, 3, 1), x.transpose(0, 3)):
