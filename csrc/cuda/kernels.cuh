@@ -265,11 +265,12 @@ __device__ __forceinline__ void sweep_tile(const Sweep<S, T>& s, Cursor& at, con
     result = result + (certain == degree.value() ? expand<kind>(mapped, table, degree, coeff)
                                                  : expand<kind>(mapped, table, in_blocks(s.degree), coeff));
   } else {
-    walk<kind>(mapped, seed, table, degree, [&](auto k, const P& psi) {
+    walk<kind>(mapped, seed, table, degree, [&](int k, const P& psi) {
       // Degrees that share a kernel walk as far as the highest of them.
       if (k > certain && k > s.degree) return;
-      // D a has no phi_degree. Where a kernel has no degrees of its own, or 0, the walk itself ends with it.
-      const bool is_last = certain == 0 ? std::is_same_v<decltype(k), Last> : k >= certain && k == s.degree;
+      // D a has no phi_degree: its 0 must not meet an infinite psi. `long_sweep` multiplies all the same, since it
+      // would spill registers, and so does degree 0, whose psi is finite.
+      const bool is_last = certain == 0 ? false : k >= certain && k == s.degree;
       if (!is_last) result = result + psi * coeffs[k];
       if constexpr (has_sums) sum(k, psi.total());
     });
