@@ -337,9 +337,10 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
     using S = decltype(s);
     const void* seed = gy.const_data_ptr();
     void* out = need_x ? dx.mutable_data_ptr() : nullptr;
+    unsigned pass = 0;
+    if (need_x) pass |= input_gradient;
     // Half types have steps for both gradients alone, which are faster than tiles even if the sums are not wanted.
-    const bool with_sums = need_coeffs || is_half<S>;
-    const unsigned pass = (need_x ? input_gradient : 0) | (with_sums ? coeffs_gradient : 0);
+    if (need_coeffs || is_half<S>) pass |= coeffs_gradient;
     const Table sums = sweep<S>(pass, a, r, slopes, seed, out);
     if (need_coeffs) write_coeffs(coeffs_gradient_of(sums, a, r), dcoeffs);
   });
