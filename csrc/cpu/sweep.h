@@ -338,52 +338,49 @@ SLAF_INLINE void steps(const Strip<S, T>& s, const Rows<T>& table, int degree) {
   }
 }
 
-// Reads a tile, and fills up vectors that are cut short, and rows as far as `padded`, with zeros. Where a unit is a
-// group only the last vector can be short: `lanes` numbers; where it is a column of lanes, all are.
+// Reads a tile of `rows` vectors, `stride` numbers apart, of which the first `whole` are whole and the others `lanes`
+// numbers; fills up those, and rows as far as `padded`, with zeros.
 template <int bytes, typename S, typename T>
-SLAF_INLINE void gather(const S* from, int64_t stride, int rows, int padded, int lanes, bool by_lanes,
-                        T* __restrict__ to) {
+SLAF_INLINE void gather(const S* from, int64_t stride, int rows, int whole, int lanes, int padded, T* __restrict__ to) {
   constexpr int W = bytes / sizeof(T);
-  const int whole = lanes == W ? rows : by_lanes ? 0 : rows - 1;
-  const int64_t distance = by_lanes ? stride : W;
 #pragma GCC unroll 1
-  for (int row = 0; row < whole; ++row) store<bytes>(to + row * W, load<bytes>(from + row * distance));
+  for (int row = 0; row < whole; ++row) store<bytes>(to + row * W, load<bytes>(from + row * stride));
   for (int row = whole; row < rows; ++row) {
-    for (int i = 0; i < W; ++i) to[row * W + i] = i < lanes ? widen(from[row * distance + i]) : T(0);
+    for (int i = 0; i < W; ++i) to[row * W + i] = i < lanes ? widen(from[row * stride + i]) : T(0);
   }
   for (int i = rows * W; i < padded * W; ++i) to[i] = T(0);
 }
 template <int bytes, typename S, typename T>
-SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, int lanes, bool by_lanes, S* to) {
+SLAF_INLINE void scatter(const T* __restrict__ from, int64_t stride, int rows, int whole, int lanes, S* to) {
   constexpr int W = bytes / sizeof(T);
-  const int whole = lanes == W ? rows : by_lanes ? 0 : rows - 1;
-  const int64_t distance = by_lanes ? stride : W;
 #pragma GCC unroll 1
-  for (int row = 0; row < whole; ++row) store<bytes>(to + row * distance, load<bytes>(from + row * W));
+  for (int row = 0; row < whole; ++row) store<bytes>(to + row * stride, load<bytes>(from + row * W));
   for (int row = whole; row < rows; ++row) {
-    for (int i = 0; i < lanes; ++i) narrow(to + row * distance + i, from[row * W + i]);
+    for (int i = 0; i < lanes; ++i) narrow(to + row * stride + i, from[row * W + i]);
   }
 }
 
-// `rows` vectors of one unit, cut short to `lanes` as in `gather`, the first at `offset`: what is no whole step, or of
-// a type that steps do not read, passes through tiles that stay in L1.
+// `rows` vectors of one unit, the first at `offset`: what is no whole step, or of a type that steps do not read, passes
+// through tiles that stay in L1. Where a unit is a group only the last vector can be short: `lanes` numbers; where it
+// is a column of lanes, all are.
 template <int bytes, typename S, typename T>
 SLAF_INLINE void tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, int rows, int lanes, const T* coeffs,
                       T* sums) {
   constexpr int W = bytes / sizeof(T);
   const int padded = (rows + s.step - 1) / s.step * s.step;
+  const int whole = lanes == W ? rows : s.by_lanes ? 0 : rows - 1;
   alignas(bytes) T numbers[tile_rows * W], seeds[tile_rows * W];
-  gather<bytes>(s.x + offset, stride, rows, padded, lanes, s.by_lanes, numbers);
+  gather<bytes>(s.x + offset, stride, rows, whole, lanes, padded, numbers);
   if (s.pass == moments) {
     const int given = s.by_lanes ? rows * W : (rows - 1) * W + lanes;
     for (int i = 0; i < padded * W; ++i) seeds[i] = i < given ? T(1) : T(0);
   } else if (has_seed(s.pass)) {
-    gather<bytes>(s.grad_output + offset, stride, rows, padded, lanes, s.by_lanes, seeds);
+    gather<bytes>(s.grad_output + offset, stride, rows, whole, lanes, padded, seeds);
   }
   const bool with_seeds = has_seed(s.pass) || s.pass == moments;
   s.scratch_steps({s.mapping, numbers, with_seeds ? seeds : nullptr, numbers, W, padded, 1, coeffs, sums, 0, 0},
                   s.table, s.degree);
-  if (has_out(s.pass)) scatter<bytes>(numbers, stride, rows, lanes, s.by_lanes, s.out + offset);
+  if (has_out(s.pass)) scatter<bytes>(numbers, stride, rows, whole, lanes, s.out + offset);
 }
 
 // A task. `coeffs` holds the blocks of its units; `sums`, of a few rows, and `totals`, of all, are room for theirs.
