@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 
@@ -71,6 +72,16 @@ std::string name_of(ScalarType t) {
   return name;
 }
 
+// The dtype of a tensor, which torch's own conversion refuses in words of its own where it is unusual.
+ScalarType type_of(const Tensor& t, const char* name) {
+  if (!t.defined()) fail(name, " is None; it must be a tensor");
+  try {
+    return t.scalar_type();
+  } catch (const std::exception&) {
+    fail(name, " has a dtype that slaf does not know; slaf needs float16, bfloat16, float32 or float64");
+  }
+}
+
 bool same_sizes(const Tensor& a, const Tensor& b) {
   return a.dim() == b.dim() && std::equal(a.sizes().begin(), a.sizes().end(), b.sizes().begin());
 }
@@ -93,7 +104,7 @@ Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t ndim,
 }
 
 void check_tensors(const Tensor& x, const Tensor& coeffs) {
-  const ScalarType x_type = x.scalar_type(), coeffs_type = coeffs.scalar_type();
+  const ScalarType x_type = type_of(x, "x"), coeffs_type = type_of(coeffs, "coeffs");
   if (!is_supported(x_type)) fail("x is ", name_of(x_type), "; slaf needs float16, bfloat16, float32 or float64");
   if (!(coeffs_type == x_type || (is_half(x_type) && coeffs_type == ScalarType::Float)))
     fail("coeffs are ", name_of(coeffs_type), " and x is ", name_of(x_type),
@@ -121,6 +132,22 @@ std::vector<Row> check_recurrence(const std::vector<double>& flat, int64_t K) {
   return rows;
 }
 
+// float32, in which all but float64 is computed, must hold what maps x onto the basis.
+void check_float32(const std::vector<Row>& rows, double center, double lo, double hi) {
+  constexpr double smallest = std::numeric_limits<float>::min(), largest = std::numeric_limits<float>::max();
+  const bool is_resolved = hi - lo > 0x1p-24 * std::max(std::abs(lo), std::abs(hi)) && lo < largest && hi > -largest;
+  if (!(is_resolved && std::abs(center) <= largest))
+    fail("domain is (", as_float(lo), ", ", as_float(hi),
+         "), which float32 does not resolve; convert x and coeffs to float64");
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const auto [a, b, c] = rows[k];
+    if (!(std::abs(a) >= smallest && std::abs(a) <= largest && std::abs(b) <= largest && std::abs(c) <= largest))
+      fail("row ", k, " of the recurrence is (", as_float(a), ", ", as_float(b), ", ", as_float(c),
+           "), with the map from the domain (", as_float(lo), ", ", as_float(hi),
+           ") in it, which float32 does not hold; widen the domain, or convert x and coeffs to float64");
+  }
+}
+
 // `dim` counted from 0; it matters only where coeffs have a row a group.
 int64_t check_dim(const Tensor& x, const Tensor& coeffs, int64_t dim) {
   if (coeffs.dim() == 1) return 0;
@@ -138,9 +165,10 @@ int64_t check_dim(const Tensor& x, const Tensor& coeffs, int64_t dim) {
 }  // namespace
 
 Spec unpacked(const Tensor& packed) {
-  if (!packed.is_cpu() || packed.scalar_type() != ScalarType::Double || !packed.is_contiguous() || packed.dim() != 1 ||
+  const ScalarType type = type_of(packed, "the spec");
+  if (!packed.is_cpu() || type != ScalarType::Double || !packed.is_contiguous() || packed.dim() != 1 ||
       packed.numel() < 5)
-    fail("the spec is ", name_of(packed.scalar_type()), " of shape ", shape_of(packed), " on ", device_of(packed),
+    fail("the spec is ", name_of(type), " of shape ", shape_of(packed), " on ", device_of(packed),
          "; it must be contiguous, float64, on the CPU: dim, center, lo, hi, outside and the recurrence");
   const auto* from = static_cast<const double*>(packed.const_data_ptr());
   const auto integer = [](const char* name, double value) {
@@ -166,6 +194,7 @@ Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const Spec& spec)
   if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi)))
     fail("domain is (", as_float(lo), ", ", as_float(hi), "); it needs finite ends with lo < hi");
   if (!std::isfinite(center)) fail("center is ", center, "; it must be finite");
+  if (x.scalar_type() != ScalarType::Double) check_float32(rows, center, lo, hi);
   if (spec.outside < 0 || spec.outside > 3)
     fail("outside is ", spec.outside, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
   if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
@@ -186,11 +215,11 @@ Tensor Arguments::empty_like_x() const {
 }
 
 Tensor Arguments::lay_like_x(const Tensor& grad_output) const {
+  const ScalarType type = type_of(grad_output, "grad_output");
   if (!same_sizes(grad_output, x))
     fail("grad_output has shape ", shape_of(grad_output), " and x has shape ", shape_of(x), "; they must be equal");
-  if (grad_output.scalar_type() != x.scalar_type())
-    fail("grad_output is ", name_of(grad_output.scalar_type()), " and x is ", name_of(x.scalar_type()),
-         "; they must be equal");
+  if (type != x.scalar_type())
+    fail("grad_output is ", name_of(type), " and x is ", name_of(x.scalar_type()), "; they must be equal");
   if (!same_device(grad_output, x))
     fail("grad_output is on ", device_of(grad_output), " and x is on ", device_of(x),
          "; move one to the other's device");
@@ -208,15 +237,25 @@ std::vector<int64_t> statistics_sizes(const Tensor& coeffs) {
 }
 }  // namespace
 
+void check_eps(double eps) {
+  if (!(eps > 0 && std::isfinite(eps))) fail("eps is ", eps, "; it must be a finite number greater than 0");
+}
+
+Tensor as_double(const Tensor& t) {
+  Tensor copy = empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t, ScalarType::Double);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
 Tensor empty_statistics(const Tensor& coeffs) { return empty(statistics_sizes(coeffs), coeffs, ScalarType::Double); }
 
 void check_statistics(const Tensor& statistics, const char* name, const Tensor& coeffs) {
   const auto sizes = statistics_sizes(coeffs);
-  if (statistics.scalar_type() != ScalarType::Double || !statistics.is_contiguous() ||
-      !same_device(statistics, coeffs) ||
+  const ScalarType type = type_of(statistics, name);
+  if (type != ScalarType::Double || !statistics.is_contiguous() || !same_device(statistics, coeffs) ||
       !std::equal(statistics.sizes().begin(), statistics.sizes().end(), sizes.begin(), sizes.end()))
-    fail("the ", name, " is ", name_of(statistics.scalar_type()), " of shape ", shape_of(statistics), " on ",
-         device_of(statistics), "; it must be what slaf_moments returns: contiguous, float64, on ", device_of(coeffs),
+    fail("the ", name, " is ", name_of(type), " of shape ", shape_of(statistics), " on ", device_of(statistics),
+         "; it must be what slaf_moments returns: contiguous, float64, on ", device_of(coeffs),
          ", of the shape of coeffs, ", shape_of(coeffs), ", without its first column");
 }
 

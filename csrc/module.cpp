@@ -25,12 +25,12 @@ std::string instruction_set() {
   return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2 and FMA" : "baseline (128-bit vectors)";
 }
 
-std::vector<double> derivative_matrix(const std::vector<double>& recurrence) {
+std::vector<double> usable_derivative_matrix(const std::vector<double>& recurrence, double lo, double hi) {
   std::vector<slaf_ext::Row> rows;
   for (size_t i = 0; i + 2 < recurrence.size(); i += 3) {
     rows.push_back({recurrence[i], recurrence[i + 1], i == 0 ? 0.0 : recurrence[i + 2]});
   }
-  return slaf_ext::derivative_matrix(rows);
+  return slaf_ext::usable_derivative_matrix(rows, lo, hi);
 }
 
 }  // namespace
@@ -38,6 +38,8 @@ std::vector<double> derivative_matrix(const std::vector<double>& recurrence) {
 PYBIND11_MODULE(_C, m) {
   m.def("compiler", &compiler, "The compiler that built this module.");
   m.def("instruction_set", &instruction_set, "The instruction set that the CPU kernels use on this machine.");
-  m.def("derivative_matrix", &derivative_matrix,
-        "D, flat, for a flat recurrence A_0, B_0, C_0, A_1, ...: phi_k' = sum_j D[k][j] phi_j.");
+  m.def(
+      "usable_derivative_matrix", &usable_derivative_matrix,
+      "D, flat, for a flat recurrence A_0, B_0, C_0, A_1, ...: phi_k' = sum_j D[k][j] phi_j; empty where it would cost "
+      "too many digits between lo and hi, or too much memory.");
 }

@@ -52,6 +52,12 @@ struct Arguments {
   int degree() const { return static_cast<int>(rows.size()); }
 };
 
+// Throws unless `eps` can be added to a variance.
+void check_eps(double eps);
+
+// A float64 copy that lies in memory as the dense tensor does.
+Tensor as_double(const Tensor& t);
+
 // For the statistics of the normalised form: coeffs without its first column, in float64.
 Tensor empty_statistics(const Tensor& coeffs);
 // Throws if `statistics` is no such tensor; kernels read it where it lies.

@@ -12,11 +12,14 @@
 //     dx = sum_k (D coeffs)_k g phi_k(x)   seed g = grad_output
 //     dcoeffs_k = sum over elements of g phi_k(x)
 //
-// where D, made by `derivative_matrix`, expresses p' in the basis of p. Where y alone is wanted,
-// `expand` sums the series from its far end, which takes fewer operations.
+// where D, made by `derivative_matrix`, expresses p' in the basis of p; where that would cost digits, a walk over
+// `Dual`s visits phi_k' itself. Where y alone is wanted, `expand` sums the series from its far end, which takes fewer
+// operations.
 // The text is free of torch and of vector types: CPU and CUDA kernels instantiate it alike.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -213,9 +216,9 @@ inline Recurrence prepare(const std::vector<Row>& rows) {
   for (size_t k = 1; k < degree; ++k) no_c = no_c && rows[k].c == 0.0;
   for (size_t k = 1; k < degree; ++k) {
     r.scale[k + 1] = no_c ? rows[k].a / rows[1].a * r.scale[k] : rows[k].c * r.scale[k - 1];
-    // Scales beyond this would push psi_k towards the ends of fp32's range where phi_k is not.
-    const double size = std::abs(r.scale[k + 1]);
-    scalable = scalable && size > 0x1p-40 && size < 0x1p40;
+    // Scales beyond this would push psi_k, or its row, towards the ends of fp32's range where phi_k is not.
+    const double size = std::abs(r.scale[k + 1]), factor = std::abs(rows[k].a * r.scale[k] / r.scale[k + 1]);
+    scalable = scalable && size > 0x1p-40 && size < 0x1p40 && factor > 0x1p-100 && factor < 0x1p100;
   }
   if (!scalable) r.scale.assign(degree + 1, 1.0);
   // Equal but for the rounding of the scales.
@@ -277,16 +280,72 @@ inline std::vector<double> derivative_matrix(const std::vector<Row>& rows) {
   return D;
 }
 
-// phi_0'(x) .. phi_degree'(x) at one point, by the differentiated recurrence.
-inline std::vector<double> derivatives_at(double x, const std::vector<Row>& rows) {
+// phi_0 .. phi_degree at one point, and their derivatives by the differentiated recurrence.
+struct PointValues {
+  std::vector<double> phi, slope;
+};
+inline PointValues values_at(double x, const std::vector<Row>& rows) {
   std::vector<double> phi{1.0}, slope{0.0};
+  phi.reserve(rows.size() + 1);
+  slope.reserve(rows.size() + 1);
   for (size_t k = 0; k < rows.size(); ++k) {
     const auto [a, b, c] = rows[k];
     const double factor = a * x + b;
     slope.push_back(a * phi[k] + factor * slope[k] - (k > 0 ? c * slope[k - 1] : 0.0));
     phi.push_back(factor * phi[k] - (k > 0 ? c * phi[k - 1] : 0.0));
   }
-  return slope;
+  return {std::move(phi), std::move(slope)};
+}
+inline std::vector<double> derivatives_at(double x, const std::vector<Row>& rows) { return values_at(x, rows).slope; }
+
+// How much D amplifies rounding on [lo, hi]: the largest, over k, of the terms of phi_k' written in the basis to phi_k'
+// itself, max_k (sum_j |D_kj| max|phi_j|) / max|phi_k'|. The classical families stay below 10; Newton's basis at
+// Chebyshev nodes reaches 1e14 at degree 32.
+inline double derivative_amplification(const std::vector<double>& D, const std::vector<Row>& rows, double lo,
+                                       double hi) {
+  constexpr int points = 17;
+  using Values = std::array<double, points>;
+  // Crowded at the ends, where polynomials are largest.
+  static const Values nodes = [] {
+    Values nodes;
+    for (int i = 0; i < points; ++i) nodes[i] = 0.5 - 0.5 * std::cos(3.14159265358979323846 * i / (points - 1));
+    return nodes;
+  }();
+  const auto largest = [](const Values& values) {
+    double most = 0.0;
+    for (const double t : values) most = std::max(most, std::abs(t));
+    return most;
+  };
+  Values phi, phi_before{}, slope{}, slope_before{};
+  phi.fill(1.0);
+  std::vector<double> size{1.0};
+  double worst = 1.0;
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const auto [a, b, c] = rows[k];
+    for (int i = 0; i < points; ++i) {
+      const double factor = a * (lo * (1.0 - nodes[i]) + hi * nodes[i]) + b;
+      const double next_slope = a * phi[i] + factor * slope[i] - c * slope_before[i];
+      const double next = factor * phi[i] - c * phi_before[i];
+      slope_before[i] = slope[i], phi_before[i] = phi[i];
+      slope[i] = next_slope, phi[i] = next;
+    }
+    double terms = 0.0;
+    for (size_t j = 0; j <= k; ++j) terms += std::abs(D[(k + 1) * (rows.size() + 1) + j]) * size[j];
+    worst = std::max(worst, terms / largest(slope));  // which passes over NaN, from values that overflow
+    size.push_back(largest(phi));
+  }
+  return worst;
+}
+
+// D where it serves for p' on [lo, hi]; empty where a walk over Duals is to visit phi_k' instead, since D would cost
+// digits, or memory, of which it takes degree^2 numbers.
+constexpr int longest_matrix = 256;
+constexpr double most_amplification = 16;
+inline std::vector<double> usable_derivative_matrix(const std::vector<Row>& rows, double lo, double hi) {
+  if (rows.size() > longest_matrix) return {};
+  std::vector<double> D = derivative_matrix(rows);
+  if (derivative_amplification(D, rows, lo, hi) > most_amplification) D.clear();
+  return D;
 }
 
 }  // namespace slaf_ext

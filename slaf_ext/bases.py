@@ -27,6 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Degrees are practical far below it; beyond, a table alone would take seconds and gigabytes.
+MOST_DEGREE = 10_000
+
 Row = tuple[float, float, float]
 Recurrence = Callable[[int], Row] | Sequence[Row] | np.ndarray
 
@@ -57,15 +60,20 @@ class Basis:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domain", check_interval(self.domain, f"the domain of basis {self.name!r}"))
+        if not isinstance(self.name, str):
+            raise ValueError(f"the name of a basis is {self.name!r}; it must be a string")
         if not callable(self.recurrence):
-            table = np.asarray(self.recurrence, dtype=np.float64)
+            wanted = "give a row (A_k, B_k, C_k) for each k, shape (degree, 3), or a function k -> (A_k, B_k, C_k)"
+            try:
+                table = np.asarray(self.recurrence, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"the recurrence of basis {self.name!r} is {self.recurrence!r}, no table of numbers; {wanted}"
+                ) from None
             if table.size == 0:
                 table = table.reshape(0, 3)
             if table.ndim != 2 or table.shape[1] != 3:
-                raise ValueError(
-                    f"the recurrence table of basis {self.name!r} has shape {table.shape}; "
-                    "give a row (A_k, B_k, C_k) for each k, shape (degree, 3)"
-                )
+                raise ValueError(f"the recurrence table of basis {self.name!r} has shape {table.shape}; {wanted}")
             object.__setattr__(self, "recurrence", tuple(map(tuple, table.tolist())))
 
     def __repr__(self) -> str:
@@ -88,7 +96,7 @@ class Basis:
 
     def rows(self, degree: int) -> list[Row]:
         """The same rows as a list of tuples, in plain Python, which torch.compile can trace."""
-        degree = check_integer(degree, "degree", 0)
+        degree = check_degree(degree)
         if callable(self.recurrence):
             rows = [self.recurrence(k) for k in range(degree)]
         elif len(self.recurrence) < degree:
@@ -99,8 +107,14 @@ class Basis:
         else:
             rows = list(self.recurrence[:degree])
         checked = []
-        for k, (a, b, c) in enumerate(rows):
-            row = float(a), float(b), float(c) if k else 0.0
+        for k, given in enumerate(rows):
+            try:
+                a, b, c = given
+                row = float(a), float(b), float(c) if k else 0.0
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"row {k} of the recurrence of basis {self.name!r} is {given!r}; it must be three numbers (A, B, C)"
+                ) from None
             if not all(map(math.isfinite, row)) or row[0] == 0.0:
                 raise ValueError(
                     f"row {k} of the recurrence of basis {self.name!r} is (A, B, C) = {row}; "
@@ -132,16 +146,46 @@ def mapped(basis: Basis, degree: int, domain: tuple[float, float] | None) -> Map
         return MappedRecurrence(tuple(t for row in rows for t in row), 0.0, *basis.domain)
     lo, hi = check_interval(domain, "domain")
     window_lo, window_hi = basis.domain
-    scale, middle = (window_hi - window_lo) / (hi - lo), 0.5 * window_lo + 0.5 * window_hi
+    width = hi - lo
+    scale, middle = (window_hi - window_lo) / width, 0.5 * window_lo + 0.5 * window_hi
     flat = tuple(t for a, b, c in rows for t in (a * scale, b + a * middle, c))
+    if not (math.isfinite(width) and all(map(math.isfinite, flat)) and 0.0 not in flat[::3]):
+        raise ValueError(
+            f"domain is ({lo}, {hi}), of width {width}; float64 does not hold its map onto the window "
+            f"({window_lo}, {window_hi}) of basis {basis.name!r}; choose one that is neither so narrow nor so wide"
+        )
     return MappedRecurrence(flat, 0.5 * lo + 0.5 * hi, lo, hi)
 
 
-def check_integer(value: int, what: str, least: int) -> int:
-    """`value` as an int, if it is an integer, numpy's among them, from `least` up."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{what} is {value!r}; it must be an integer from {least} up")
+def check_integer(value: int, what: str, least: int, most: float = math.inf) -> int:
+    """`value` as an int, if it is an integer, numpy's among them, from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        end = f"from {least} up" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{what} is {value!r}; it must be an integer {end}")
     return int(value)
+
+
+def check_degree(degree: int) -> int:
+    """`degree` as an int, if it is one that a table can be made for."""
+    return check_integer(degree, "degree", 0, MOST_DEGREE)
+
+
+def check_bool(value: bool, what: str) -> bool:
+    """`value` as a bool, if it is one: a string such as "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{what} is {value!r}; it must be True or False")
+    return bool(value)
+
+
+def check_real(value: float, what: str, fits: Callable[[float], bool], wanted: str) -> float:
+    """`value` as a float, if it is a real number, numpy's and tensors of one element among them, that fits."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not fits(number):
+        raise ValueError(f"{what} is {value!r}; it must be {wanted}")
+    return number
 
 
 def check_interval(interval: Sequence[float], what: str) -> tuple[float, float]:
@@ -196,12 +240,13 @@ def register(basis: Basis) -> Basis:
     Raises:
         ValueError: the name is taken by another basis.
     """
+    if not isinstance(basis, Basis):
+        raise ValueError(f"{basis!r} is no Basis; make one with bases.Basis(name, recurrence)")
     if _REGISTRY.setdefault(basis.name, basis) is not basis:
         raise ValueError(f"a basis named {basis.name!r} is registered already; choose another name")
     return basis
 
 
-@functools.lru_cache(maxsize=256)
 def jacobi(alpha: float, beta: float) -> Basis:
     """Jacobi polynomials P_k^(α, β), orthogonal on [−1, 1] for (1 − x)^α (1 + x)^β.
 
@@ -217,12 +262,12 @@ def jacobi(alpha: float, beta: float) -> Basis:
 
     Source: DLMF 18.9.2; the same as scipy.special.eval_jacobi.
     """
-    if not (alpha > -1 and beta > -1 and math.isfinite(alpha + beta)):
-        raise ValueError(f"jacobi(alpha={alpha}, beta={beta}): both parameters must be finite and greater than -1")
-    return Basis(f"jacobi({alpha}, {beta})", functools.partial(_jacobi_row, float(alpha), float(beta)))
+    call, wanted = f"jacobi(alpha={alpha!r}, beta={beta!r})", "a finite number greater than -1"
+    alpha = check_real(alpha, f"{call}: alpha", lambda t: -1 < t < math.inf, wanted)
+    beta = check_real(beta, f"{call}: beta", lambda t: -1 < t < math.inf, wanted)
+    return _parametric("jacobi", _jacobi_row, alpha, beta)
 
 
-@functools.lru_cache(maxsize=256)
 def gegenbauer(lam: float) -> Basis:
     """Gegenbauer (ultraspherical) polynomials C_k^(λ), orthogonal on [−1, 1] for (1 − x²)^(λ − 1/2).
 
@@ -238,26 +283,32 @@ def gegenbauer(lam: float) -> Basis:
 
     Source: DLMF 18.9.1, table 18.9.1; the same as scipy.special.eval_gegenbauer.
     """
-    if not (lam > -0.5 and lam != 0 and math.isfinite(lam)):
-        raise ValueError(f"gegenbauer(lam={lam}): lam must be finite, greater than -1/2 and not zero")
-    return Basis(f"gegenbauer({lam})", functools.partial(_gegenbauer_row, float(lam)))
+    call, wanted = f"gegenbauer(lam={lam!r})", "a finite number greater than -1/2 and not zero"
+    lam = check_real(lam, f"{call}: lam", lambda t: -0.5 < t < math.inf and t != 0, wanted)
+    return _parametric("gegenbauer", _gegenbauer_row, lam)
+
+
+@functools.lru_cache(maxsize=256)
+def _parametric(family: str, row: Callable, *parameters: float) -> Basis:
+    return Basis(f"{family}({', '.join(map(str, parameters))})", functools.partial(row, *parameters))
 
 
 def _jacobi_row(alpha: float, beta: float, k: int) -> Row:
-    s = alpha + beta
+    # Written with α + 1 and β + 1, which are exact where α and β are near −1 and their sums would cancel.
+    u = (alpha + 1) + (beta + 1)
     if k == 0:
-        return (s + 2) / 2, (alpha - beta) / 2, 0.0
-    d = 2 * (k + 1) * (k + s + 1)
-    t = 2 * k + s
+        return u / 2, (alpha - beta) / 2, 0.0
+    t = 2 * (k - 1) + u  # 2k + α + β
+    d = 2 * (k + 1) * (k - 1 + u)
     return (
         (t + 1) * (t + 2) / d,
-        (t + 1) * (alpha * alpha - beta * beta) / (d * t),
+        (t + 1) * (alpha + beta) * (alpha - beta) / (d * t),
         2 * (k + alpha) * (k + beta) * (t + 2) / (d * t),
     )
 
 
 def _gegenbauer_row(lam: float, k: int) -> Row:
-    return 2 * (k + lam) / (k + 1), 0.0, (k + 2 * lam - 1) / (k + 1)
+    return 2 * (k + lam) / (k + 1), 0.0, (k - 1 + 2 * lam) / (k + 1)
 
 
 _REGISTRY: dict[str, Basis] = {}

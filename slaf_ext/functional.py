@@ -96,7 +96,8 @@ def normalized_slaf(
         float64, of shape (K − 1,) or (G, K − 1), without a gradient.
 
     Raises:
-        ValueError, TypeError: as :func:`slaf`; an x without elements, which has no mean.
+        ValueError, TypeError: as :func:`slaf`; an eps that is not a finite number greater than 0; an x with one element
+            a group, which has no variance, or without any.
 
     Example:
         >>> import torch
@@ -111,11 +112,20 @@ def normalized_slaf(
     """
     reference.check_floating(x)
     spec = reference.spec(coeffs, basis, dim, domain, outside)
+    reference.check_tensors(x, coeffs)
+    eps = reference.check_eps(eps)
     if sync:
         y, mean, var = reference.normalized(x, coeffs, *spec, eps=eps, sync=True)
         return y, mean.detach(), var.detach()
     if x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, no elements, and so no mean; the normalised form needs some")
+    reference.check_groups(x, coeffs, dim)
+    groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
+    if x.numel() == groups:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, one element for each row of coeffs, and so no variance; the normalised "
+            "form needs two or more in training"
+        )
     y, mean, var = ops.normalized(x, coeffs, *spec, eps=eps)
     return y, mean.detach(), var.detach()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,9 @@ except (ImportError, OSError) as error:
 _slaf, _slaf_backward = torch.ops.slaf_ext._slaf.default._op, torch.ops.slaf_ext._slaf_backward.default._op
 
 
+# From such a variance on, the coefficients of the normalised form need float64.
+LARGE_VARIANCE = 2.0**160
+
 # Whether a tracer records what autograd has not seen yet: make_fx(…, pre_dispatch=True), torch.jit.trace.
 is_traced_before_autograd = functools.partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
@@ -52,6 +56,8 @@ is_traced_by_jit = torch._C._is_tracing
 
 def slaf(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
     """S(x, a), differentiable to any order in either mode."""
+    if x.is_nested:
+        return _slaf_of_nested(x, coeffs, spec)
     if _transformed():
         return reference.expand(x, coeffs, *spec)
     if torch.is_grad_enabled() and (x.requires_grad or coeffs.requires_grad):
@@ -63,15 +69,12 @@ def slaf_backward(
     grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, need_x: bool, need_coeffs: bool
 ) -> tuple[Tensor, Tensor]:
     """(g S(x, D a), R(x, g)), differentiable to any order in either mode; what is not needed is empty."""
-    if _transformed():
-        dx, da = x.new_empty(0), coeffs.new_empty(0)
-        if need_x:
-            slopes, slopes_spec = _differentiated(coeffs, spec)
-            dx = grad_output * reference.expand(x, slopes, *slopes_spec)
-        if need_coeffs:
-            da = reference.coeffs_gradient(grad_output, x, coeffs, *spec)
+    recorded = torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad)
+    if _transformed() or (recorded and _matrix(spec) is None):
+        dx = reference.input_gradient(grad_output, x, coeffs, *spec) if need_x else x.new_empty(0)
+        da = reference.coeffs_gradient(grad_output, x, coeffs, *spec) if need_coeffs else coeffs.new_empty(0)
         return dx, da
-    if torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad):
+    if recorded:
         return SlafBackwardFunction.apply(grad_output, x, coeffs, spec, need_x, need_coeffs)
     return _backward(grad_output, x, coeffs, spec, need_x, need_coeffs)
 
@@ -113,8 +116,7 @@ class NormalizedFunction(torch.autograd.Function):
     def forward(ctx, x, coeffs, eps, *spec):
         with torch._C._AutoDispatchBelowAutograd():
             mean, variance = torch.ops.slaf_ext.slaf_moments.default(x, coeffs, *spec)
-            folded = reference.fold(coeffs, mean, variance, eps).to(torch.promote_types(coeffs.dtype, torch.float32))
-            y = torch.ops.slaf_ext.slaf.default(x, folded, *spec)
+            y = expand_folded(x, reference.fold(coeffs, mean, variance, eps), variance, Spec(*spec))
         ctx.save_for_backward(x, coeffs, mean, variance)
         ctx.eps, ctx.spec = eps, spec
         ctx.mark_non_differentiable(mean, variance)
@@ -136,6 +138,20 @@ class NormalizedFunction(torch.autograd.Function):
             grad_output, x, coeffs, mean, variance, *ctx.spec, ctx.eps, need_x
         )
         return dx if need_x else None, da if need_coeffs else None, *rest
+
+
+def is_beyond_float32(x: Tensor, variance: Tensor) -> bool:
+    """Whether the coefficients that go with such variances need float64. Not asked where the answer would cost a wait,
+    or break a trace."""
+    asked = x.is_cpu and x.dtype != torch.float64 and not is_compiling() and not _transformed()
+    return asked and torch._C._len_torch_dispatch_stack() == 0 and bool((variance > LARGE_VARIANCE).any())
+
+
+def expand_folded(x: Tensor, folded: Tensor, variance: Tensor, spec: Spec) -> Tensor:
+    """S(x, a) for a = folded, in float64, of the size of 1 / sqrt(variance)."""
+    if is_beyond_float32(x, variance):
+        return slaf(x.double(), folded, spec).to(x.dtype)
+    return slaf(x, folded.to(torch.promote_types(x.dtype, torch.float32)), spec)
 
 
 class SlafBackwardFunction(torch.autograd.Function):
@@ -162,7 +178,7 @@ class SlafBackwardFunction(torch.autograd.Function):
                 # S(x, D a) as a function of x and D a: its own backward, and D's transpose from D a to a.
                 needs = ctx.needs_input_grad[1:3]
                 dx, d_slopes = slaf_backward(v * g, x, slopes, slopes_spec, *needs)
-                da = (d_slopes.double() @ _matrix(slopes_spec.recurrence, a.device).T).to(a.dtype) if needs[1] else None
+                da = (d_slopes.double() @ _matrix_on(a.device, ctx.spec).T).to(a.dtype) if needs[1] else None
                 dx = dx if needs[0] else None
         if w is not None:
             if ctx.needs_input_grad[0]:
@@ -179,11 +195,21 @@ def _forward(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
     if _observed(x, x, coeffs):
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
-    try:
-        return _slaf(x, coeffs, spec.packed)
-    except NotImplementedError:
-        reference.check_tensors(x, coeffs)  # such as a sparse x, of which the dispatcher speaks in words of its own
-        raise
+    return _slaf(x, coeffs, spec.packed)
+
+
+def _slaf_of_nested(x: Any, coeffs: Tensor, spec: Spec) -> Tensor:
+    """S on the values of a jagged tensor, which share one polynomial."""
+    if x.layout is not torch.jagged:
+        reference.check_dense(x)
+    if coeffs.dim() != 1:
+        raise ValueError(
+            f"x is a jagged nested tensor and coeffs have shape {tuple(coeffs.shape)}; its values share one "
+            "polynomial, coeffs of shape (K,)"
+        )
+    values = slaf(x.values(), coeffs, spec)
+    sizes = {"min_seqlen": x._maybe_min_seqlen, "max_seqlen": x._maybe_max_seqlen, "jagged_dim": x._ragged_idx}
+    return torch.nested.nested_tensor_from_jagged(values, x.offsets(), lengths=x.lengths(), **sizes)
 
 
 def _backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, *needs: bool) -> tuple[Tensor, Tensor]:
@@ -203,17 +229,25 @@ def _observed(grad_output: Tensor, x: Tensor, coeffs: Tensor) -> bool:
 
 def _differentiated(coeffs: Tensor, spec: Spec) -> tuple[Tensor, Spec]:
     """The coefficients D a and the spec of the derivative in x."""
-    slopes = (coeffs.double() @ _matrix(spec.recurrence, coeffs.device)).to(
-        torch.promote_types(coeffs.dtype, torch.float32)
-    )
+    slopes = (coeffs.double() @ _matrix_on(coeffs.device, spec)).to(torch.promote_types(coeffs.dtype, torch.float32))
     derivative_of = {OUTSIDE["extrapolate"]: 0, reference.ZERO: reference.ZERO, OUTSIDE["clamp"]: reference.ZERO}
     return slopes, spec._replace(outside=derivative_of.get(spec.outside, OUTSIDE["clamp"]))
 
 
-def _matrix(recurrence: Sequence[float], device: torch.device) -> Tensor:
-    """D as a float64 tensor, (D a)_j = Σ_k a_k D[k, j]."""
-    K = len(recurrence) // 3 + 1
-    return torch.tensor(_C.derivative_matrix(list(recurrence)), dtype=torch.float64, device=device).view(K, K)
+def _matrix(spec: Spec) -> tuple[float, ...] | None:
+    """D, flat: (D a)_j = Σ_k a_k D[k, j]. None where it would cost digits, and plain PyTorch differentiates instead."""
+    return _cached_matrix(tuple(spec.recurrence), spec.lo - spec.center, spec.hi - spec.center)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_matrix(recurrence: tuple[float, ...], lo: float, hi: float) -> tuple[float, ...] | None:
+    return tuple(_C.usable_derivative_matrix(list(recurrence), lo, hi)) or None
+
+
+def _matrix_on(device: torch.device, spec: Spec) -> Tensor:
+    """D as a float64 tensor."""
+    K = len(spec.recurrence) // 3 + 1
+    return torch.tensor(_matrix(spec), dtype=torch.float64, device=device).view(K, K)
 
 
 def _transformed() -> bool:
@@ -222,15 +256,15 @@ def _transformed() -> bool:
 
 
 def _differentiable_slaf(x, coeffs, *spec):
-    reference.check_tensor(x)
-    reference.check_tensor(coeffs, "coeffs")
+    reference.check_dense(x)
+    reference.check_dense(coeffs, "coeffs")
     return slaf(x, coeffs, Spec(*spec))
 
 
 def _differentiable_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
     *spec, need_x, need_coeffs = spec_and_needs
     for name, tensor in (("grad_output", grad_output), ("x", x), ("coeffs", coeffs)):
-        reference.check_tensor(tensor, name)
+        reference.check_dense(tensor, name)
     return slaf_backward(grad_output, x, coeffs, Spec(*spec), need_x, need_coeffs)
 
 
@@ -240,6 +274,8 @@ def _check(x, coeffs, *spec, **others):
         reference.check_arguments(x, coeffs, *spec)
     else:
         reference.check_tensors(x, coeffs)
+        if spec[0].device.type != "cpu":
+            raise ValueError(f"the spec is on {spec[0].device}; it must be on the CPU")
     reference.check_device(x, **others)
 
 
@@ -270,11 +306,22 @@ def _fake_slaf_normalized_backward(grad_output, x, coeffs, mean, variance, *spec
     return dx, torch.empty_like(coeffs, memory_format=torch.contiguous_format)
 
 
-def _no_cuda(x, *arguments):
-    raise NotImplementedError(
-        f"x is on {x.device} and this build of slaf_ext has no CUDA kernels; build them with the CUDA toolkit at hand: "
-        "SLAF_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
-    )
+def _unserved(names: Sequence[str], *arguments):
+    """What an operator does with a layout or a device that has no kernel: it says so."""
+    for name, tensor in zip(names, arguments, strict=False):
+        if not isinstance(tensor, Tensor):
+            continue
+        reference.check_dense(tensor, name)
+        if tensor.is_cuda:
+            raise NotImplementedError(
+                f"{name} is on {tensor.device} and this build of slaf_ext has no CUDA kernels; build them with the "
+                "CUDA toolkit at hand: SLAF_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+            )
+        reference.check_floating(tensor, name)
+        if not tensor.is_cpu:
+            raise NotImplementedError(
+                f"{name} is on {tensor.device}; slaf has kernels for the CPU and for CUDA devices"
+            )
 
 
 torch.library.register_fake("slaf_ext::slaf_moments", _fake_slaf_moments)
@@ -288,8 +335,7 @@ _library.impl("slaf", _differentiable_slaf, "Autograd")
 _library.impl("slaf_backward", _differentiable_slaf_backward, "Autograd")
 for _name in ("_slaf", "_slaf_backward"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-if not _has_cuda:
-    for _name in ("slaf", "_slaf", "slaf_moments"):
-        _library.impl(_name, _no_cuda, "CUDA")
-    for _name in ("slaf_backward", "_slaf_backward", "slaf_normalized_backward"):
-        _library.impl(_name, lambda grad_output, x, *arguments: _no_cuda(x), "CUDA")
+for _name in ("slaf", "_slaf", "slaf_backward", "_slaf_backward", "slaf_moments", "slaf_normalized_backward"):
+    _names = [argument.name for argument in getattr(torch.ops.slaf_ext, _name).default._schema.arguments]
+    for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"):
+        _library.impl(_name, functools.partial(_unserved, _names), _key)

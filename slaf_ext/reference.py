@@ -26,6 +26,11 @@ from .bases import Basis
 OUTSIDE = {"extrapolate": 0, "clamp": 2, "linear": 3}
 ZERO = 1
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# The ends of float32's range.
+SMALLEST, LARGEST = (float(t) for t in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
 
 class _Numbers(NamedTuple):
     recurrence: Sequence[float]  # A_0, B_0, C_0, A_1, …, walked at x − center
@@ -79,8 +84,9 @@ def basis_values(
     x: Tensor, degree: int, basis: str | Basis = "chebyshev", *, domain: tuple[float, float] | None = None
 ) -> Tensor:
     """φ_0(x) … φ_degree(x), stacked along a new last dimension; see :func:`slaf_ext.basis_values`."""
+    check_dense(x)
     check_floating(x)
-    mapped = bases.mapped(bases.get(basis), bases.check_integer(degree, "degree", 0), domain)
+    mapped = bases.mapped(bases.get(basis), bases.check_degree(degree), domain)
     t = _widen(x) - mapped.center
     return torch.stack(list(_walk(t, mapped.rows)), dim=-1).to(x.dtype)
 
@@ -98,7 +104,7 @@ def naive(x: Tensor, coeffs: Tensor | Sequence[Tensor]) -> Tensor:
 
 def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
     """The arguments of :func:`slaf`, checked, as the operators take them."""
-    check_tensor(coeffs, "coeffs")
+    check_dense(coeffs, "coeffs")
     check_shape(coeffs)
     # The cache is to see plain values alone: to it a tensor would be the same after its numbers have changed.
     if domain is not None and not (
@@ -128,6 +134,11 @@ def check_outside(outside: str) -> str:
     return outside
 
 
+def check_eps(eps: float) -> float:
+    """`eps` as a float, if it can be added to a variance."""
+    return bases.check_real(eps, "eps", lambda t: 0 < t < math.inf, "a finite number greater than 0")
+
+
 def check_dim(dim: int) -> int:
     """`dim` as an int, if it is an integer, numpy's among them."""
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
@@ -142,23 +153,58 @@ def expand(
     check_arguments(x, coeffs, recurrence, dim, center, lo, hi, outside)
     t = _widen(x)
     rows = _along(coeffs.to(t.dtype), x, dim)
-    inside = t if outside == OUTSIDE["extrapolate"] else torch.where(t < lo, lo, torch.where(t > hi, hi, t))
+    inside = _inside(t, lo, hi, outside)
     y = _clenshaw(inside - center, rows, recurrence)
     if outside == ZERO:
         y = torch.where((t < lo) | (t > hi), 0.0, y)
     if outside == OUTSIDE["linear"]:
         for edge, beyond in ((lo, torch.where(t < lo, t - lo, 0.0)), (hi, torch.where(t > hi, t - hi, 0.0))):
             slopes = torch.tensor(_derivatives_at(edge - center, recurrence), dtype=t.dtype, device=t.device)
-            y = y + (rows * slopes).sum(-1) * beyond
+            slope = (rows * slopes).sum(-1)
+            # A tangent of slope 0 is flat at infinity too, where 0 · inf would be NaN.
+            y = y + slope * torch.where((slope == 0) & beyond.isinf(), 0.0, beyond)
     return y.to(x.dtype)
+
+
+def input_gradient(
+    grad_output: Tensor,
+    x: Tensor,
+    coeffs: Tensor,
+    recurrence: Sequence[float],
+    dim: int,
+    center: float,
+    lo: float,
+    hi: float,
+    outside: int,
+) -> Tensor:
+    """grad_output Σ_k a_k φ_k'(x), by the differentiated recurrence: the gradient in x, differentiable in all three."""
+    check_arguments(x, coeffs, recurrence, dim, center, lo, hi, outside)
+    wide = _widen(x)
+    rows = _along(coeffs.to(wide.dtype), x, dim)
+    t = _inside(wide, lo, hi, outside) - center
+    phi = list(_walk(t, recurrence))
+    y = before = now = torch.zeros_like(t)
+    for k in range(len(recurrence) // 3):
+        a, b, c = recurrence[3 * k : 3 * k + 3]
+        before, now = now, a * phi[k] + ((a * t + b) * now - c * before if k else 0.0)
+        y = y + rows[..., k + 1] * now
+    if outside in (ZERO, OUTSIDE["clamp"]):
+        y = torch.where((wide < lo) | (wide > hi), 0.0, y)
+    return (_widen(grad_output) * y).to(x.dtype)
+
+
+def _inside(t: Tensor, lo: float, hi: float, outside: int) -> Tensor:
+    """t, or the edge that it lies beyond."""
+    return t if outside == OUTSIDE["extrapolate"] else torch.where(t < lo, lo, torch.where(t > hi, hi, t))
 
 
 def coeffs_gradient(
     grad_output: Tensor, x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window
 ) -> Tensor:
     """Σ over elements of grad_output φ_k(x): the gradient in coeffs, differentiable in both tensors."""
-    ones = torch.eye(coeffs.shape[-1], dtype=coeffs.dtype, device=coeffs.device)
-    per_element = [_widen(grad_output * expand(x, one, recurrence, dim, *window)) for one in ones]
+    wide = _widen(x)
+    ones = torch.eye(coeffs.shape[-1], dtype=wide.dtype, device=coeffs.device)
+    per_element = [_widen(grad_output) * expand(wide, one, recurrence, dim, *window) for one in ones]
     if coeffs.dim() == 1:
         return torch.stack([g.sum() for g in per_element]).to(coeffs.dtype)
     groups = coeffs.shape[0]
@@ -197,7 +243,7 @@ def normalized(
     if sync:
         mean, variance = _merged(mean, variance, members)
     around, deviation = spread(mean), (spread(variance) + eps).sqrt()
-    y = torch.zeros_like(t) + rows[..., 0]
+    y = (torch.zeros_like(t) if phi else _zeros_of(t)) + rows[..., 0]
     for k, p in enumerate(phi):
         y = y + rows[..., k + 1] * (p - around[..., k]) / deviation[..., k]
     shape = (*coeffs.shape[:-1], coeffs.shape[-1] - 1)
@@ -250,6 +296,7 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     it would be rounding, as large as μ_k / sqrt(eps) allows.
     """
     weights = coeffs[..., 1:].double() / (variance.double() + eps).sqrt()
+    weights = torch.where(variance.isinf(), torch.nan, weights)  # 0 would drop the term without a word
     rounding = torch.finfo(torch.promote_types(coeffs.dtype, torch.float32)).eps * mean.double().abs()
     weights = torch.where(variance.double() <= rounding.square(), 0.0, weights)
     constant = coeffs[..., :1].double() - (weights * mean.double()).sum(-1, keepdim=True)
@@ -261,11 +308,11 @@ def check_tensor(value: Tensor, name: str = "x") -> None:
         raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor")
 
 
-def check_floating(x: Tensor) -> None:
-    check_tensor(x)
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        name = str(x.dtype).removeprefix("torch.")
-        raise ValueError(f"x is {name}; slaf needs float16, bfloat16, float32 or float64")
+def check_floating(tensor: Tensor, name: str = "x") -> None:
+    check_tensor(tensor, name)
+    if tensor.dtype not in DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} is {kind}; slaf needs float16, bfloat16, float32 or float64")
 
 
 def check_arguments(
@@ -293,18 +340,41 @@ def check_arguments(
     bases.check_interval((lo, hi), "domain")
     if not math.isfinite(center):
         raise ValueError(f"center is {center}; it must be finite")
+    if x.dtype != torch.float64:
+        _check_float32(recurrence, center, lo, hi)
     if outside not in (*OUTSIDE.values(), ZERO):
         raise ValueError(f"outside is {outside}; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)")
 
 
+def check_dense(tensor: Tensor, name: str = "x") -> None:
+    check_tensor(tensor, name)
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        return
+    verb = "is" if name == "x" else "are"
+    if tensor.is_nested:
+        raise ValueError(f"{name} {verb} nested; slaf needs a dense tensor, such as {name}.values() of a jagged one")
+    kind = str(tensor.layout).removeprefix("torch.")
+    raise ValueError(f"{name} {verb} {kind}; slaf needs a dense tensor, such as {name}.to_dense()")
+
+
+def _check_float32(recurrence: Sequence[float], center: float, lo: float, hi: float) -> None:
+    """Whether float32, in which all but float64 is computed, can hold what maps x onto the basis."""
+    is_resolved = hi - lo > 2.0**-24 * max(abs(lo), abs(hi)) and lo < LARGEST and hi > -LARGEST
+    if not (is_resolved and abs(center) <= LARGEST):
+        raise ValueError(f"domain is ({lo}, {hi}), which float32 does not resolve; convert x and coeffs to float64")
+    for i in range(0, len(recurrence), 3):
+        a, b, c = recurrence[i], recurrence[i + 1], recurrence[i + 2] if i else 0.0
+        if not (SMALLEST <= abs(a) <= LARGEST and abs(b) <= LARGEST and abs(c) <= LARGEST):
+            raise ValueError(
+                f"row {i // 3} of the recurrence is ({a}, {b}, {c}), with the map from the domain ({lo}, {hi}) in it, "
+                "which float32 does not hold; widen the domain, or convert x and coeffs to float64"
+            )
+
+
 def check_tensors(x: Tensor, coeffs: Tensor) -> None:
     """The dtypes, devices and layouts of x and coeffs, and the shape of coeffs, which no recurrence changes."""
-    for name, tensor in (("x", x), ("coeffs", coeffs)):
-        check_tensor(tensor, name)
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-            verb = "is" if name == "x" else "are"
-            raise ValueError(f"{name} {verb} {kind}; slaf needs a dense tensor, such as {name}.to_dense()")
+    check_dense(x)
+    check_dense(coeffs, "coeffs")
     check_floating(x)
     half = x.dtype in (torch.float16, torch.bfloat16)
     if coeffs.dtype != x.dtype and not (half and coeffs.dtype == torch.float32):
@@ -354,6 +424,11 @@ def _is_number(size: int) -> bool:
     return isinstance(size, int)
 
 
+def _zeros_of(t: Tensor) -> Tensor:
+    """Zeros that depend on t as a constant does, so that its gradient is 0 instead of none."""
+    return t.masked_fill(torch.ones_like(t, dtype=torch.bool), 0.0)
+
+
 def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -383,7 +458,7 @@ def _walk(t: Tensor, recurrence: Sequence[float]) -> Iterator[Tensor]:
 def _clenshaw(t: Tensor, rows: Tensor, recurrence: Sequence[float]) -> Tensor:
     """Σ_k rows[…, k] φ_k(t), summed from the far end as numpy.polynomial does."""
     table = [recurrence[i : i + 3] for i in range(0, len(recurrence), 3)]
-    current, later = torch.zeros_like(t) + rows[..., -1], torch.zeros_like(t)
+    current, later = (torch.zeros_like(t) if table else _zeros_of(t)) + rows[..., -1], torch.zeros_like(t)
     for k in reversed(range(len(table))):
         a, b, _ = table[k]
         following = rows[..., k] + (a * t + b) * current

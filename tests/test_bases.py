@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import oracles
 import pytest
@@ -108,7 +109,7 @@ def test_derivative_stays_in_the_basis(name, degree):
                 if i >= 0:
                     new[i] += a * factor * exact[k][j]
             new[j] += b * exact[k][j] - (c * exact[k - 1][j] if k else 0)
-    actual = np.array(_C.derivative_matrix([t for row in basis.rows(degree) for t in row]))
+    actual = np.array(_C.usable_derivative_matrix([t for row in basis.rows(degree) for t in row], *basis.domain))
     actual = actual.reshape(degree + 1, degree + 1)
     for k in range(degree + 1):
         scale = max(map(abs, exact[k])) or 1
@@ -168,10 +169,66 @@ def test_a_basis_is_copied_and_pickled():
         (lambda: bases.Basis("b", [(1, 0, 0)]).table(2), "length 1, .* degree 2 needs 2 rows"),
         (lambda: bases.Basis("b", lambda k: (0, 0, 0)).table(1), r"row 0 .* A not zero"),
         (lambda: bases.Basis("b", lambda k: (1, float("nan"), 0)).table(1), "row 0 .* finite"),
-        (lambda: bases.get("legendre").table(-1), "degree is -1; .* from 0 up"),
+        (lambda: bases.get("legendre").table(-1), "degree is -1; .* from 0 to 10000"),
         (lambda: bases.get("legendre").table(2.5), "degree is 2.5"),
+        (lambda: bases.get("legendre").table(10**30), "degree is 1000000000000000000000000000000; .* to 10000"),
+        (lambda: bases.jacobi("a", 1), r"jacobi\(alpha='a', beta=1\): alpha is 'a'; it must be a finite number"),
+        (lambda: bases.jacobi(0, None), "beta is None; it must be a finite number"),
+        (lambda: bases.jacobi(0, float("inf")), "beta is inf; it must be a finite number"),
+        (lambda: bases.gegenbauer([1]), r"lam is \[1\]; it must be a finite number"),
+        (lambda: bases.gegenbauer(float("nan")), "lam is nan; it must be a finite number"),
+        (lambda: bases.Basis("b", lambda k: None).table(1), r"row 0 .* is None; it must be three numbers \(A, B, C\)"),
+        (lambda: bases.Basis("b", lambda k: (1, 2)).table(1), r"row 0 .* is \(1, 2\); it must be three numbers"),
+        (lambda: bases.Basis("b", lambda k: (1, "x", 2)).table(1), "row 0 .* it must be three numbers"),
+        (lambda: bases.Basis("b", [(1, 2, 3), (1, 2)]), r"recurrence of basis 'b' is .*; give a row"),
+        (lambda: bases.Basis("b", "abc"), "recurrence of basis 'b' is 'abc', no table of numbers; give a row"),
+        (lambda: bases.Basis("b", None), r"recurrence table of basis 'b' has shape \(\); give a row"),
+        (lambda: bases.Basis(3, [(1, 0, 0)]), "the name of a basis is 3; it must be a string"),
     ],
 )
 def test_errors(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def closed_jacobi(n, alpha, beta, x):
+    """DLMF 18.5.8, in mpmath."""
+    alpha, beta, x = map(mpmath.mpf, (alpha, beta, x))
+
+    def choose(a, k):
+        return mpmath.fprod((a - i) / (i + 1) for i in range(k))
+
+    halves = (x - 1) / 2, (x + 1) / 2
+    return mpmath.fsum(
+        choose(n + alpha, n - s) * choose(n + beta, s) * halves[0] ** s * halves[1] ** (n - s) for s in range(n + 1)
+    )
+
+
+def closed_gegenbauer(n, lam, x):
+    """DLMF 18.5.10, in mpmath."""
+    lam, x = mpmath.mpf(lam), mpmath.mpf(x)
+    return mpmath.fsum(
+        (-1) ** k * mpmath.rf(lam, n - k) / mpmath.factorial(k) / mpmath.factorial(n - 2 * k) * (2 * x) ** (n - 2 * k)
+        for k in range(n // 2 + 1)
+    )
+
+
+NEAR_THE_ENDS = [
+    *((bases.jacobi, closed_jacobi, p) for p in ((-0.999999, -0.999999), (-0.999999999, -0.99999), (-1 + 1e-12, 2.0))),
+    *((bases.jacobi, closed_jacobi, p) for p in ((0.3, -0.3), (1e-9, -1e-9), (50.0, -0.99), (1e-300, 1e-300))),
+    *((bases.gegenbauer, closed_gegenbauer, (p,)) for p in (-0.4999999, 1e-10, 1e-4, 200.0)),
+]
+
+
+@pytest.mark.parametrize(("make", "closed", "parameters"), NEAR_THE_ENDS)
+def test_parameters_near_the_ends_of_their_range(make, closed, parameters):
+    """The closed forms, at 50 digits: a sum of parameters that cancels in the recurrence would show."""
+    x = np.linspace(-1, 1, 9)
+    basis = make(*parameters)
+    with mpmath.workdps(50):
+        for n in (1, 2, 3, 5, 8, 16):
+            coeffs = torch.zeros(n + 1, dtype=torch.float64)
+            coeffs[n] = 1
+            exact = np.array([float(closed(n, *parameters, float(t))) for t in x])
+            actual = slaf_ext.slaf(torch.from_numpy(x), coeffs, basis).numpy()
+            np.testing.assert_allclose(actual, exact, rtol=0, atol=5e-14 * np.abs(exact).max())

@@ -134,6 +134,27 @@ def test_outside(plain, outside):
         run_and_check(plain, both(*make(LAYOUTS[layout], degree, dtype=dtype, domain=domain, outside=outside)))
 
 
+@pytest.mark.parametrize("outside", [EXTRAPOLATE, ZERO, CLAMP, LINEAR])
+def test_walked_gradient(plain, outside):
+    """Newton's basis, in which D a cancels: the gradient from the walk over phi_k', beside plain PyTorch's."""
+    newton = bases.Basis("newton", [(2, -2 * t, 0) for t in np.cos(np.pi * (np.arange(20) + 0.5) / 20)])
+    for layout, dtype in itertools.product(
+        ("shared", "runs of odd length", "columns"), (torch.float64, torch.bfloat16)
+    ):
+        for degree in (0, 1, 2, 20):
+            case, grad_output = make(LAYOUTS[layout], degree, newton, dtype, torch.float32, outside=outside)
+            if dtype == torch.float64:
+                case = replace(case, coeffs=case.coeffs.double())
+            case = replace(case, grad_output=grad_output)
+            x, coeffs = case.x.double().requires_grad_(), case.coeffs.double().requires_grad_()
+            y = reference.expand(x, coeffs, *spec_of(case))
+            wanted = torch.autograd.grad(
+                y, (x, coeffs), grad_output.double(), allow_unused=True, materialize_grads=True
+            )
+            (result,) = plain.walked_backward([case])
+            check(case, result, wanted)
+
+
 @pytest.mark.parametrize("offsets", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 2, 1)], ids=str)
 def test_alignment(plain, offsets):
     for dtype in (torch.float32, torch.float16):
@@ -320,6 +341,25 @@ def test_variance_far_from_zero(plain, layout, degree):
         phi = x.double().pow(k)
         torch.testing.assert_close(mean[:, k - 1], phi.mean((0, 2)), rtol=1e-6, atol=0)
         torch.testing.assert_close(variance[:, k - 1], phi.var((0, 2), correction=0), rtol=5e-5, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e5])
+@pytest.mark.parametrize("layout", [(1, 1, 5000), (9, 3, 67), (700, 5, 1)], ids=str)
+def test_values_whose_squares_overflow(plain, layout, size):
+    """x^2 .. x^6 of 1e5: their squares, sums of squares and 1 / variance lie beyond float32."""
+    for degree in (2, 4, 6):
+        case, grad_output = make(layout, degree, "monomial")
+        x = size * torch.randn(layout)
+        x[0, 0, 0] = 0  # the sample's first
+        case = replace(case, x=x, grad_output=grad_output)
+        mean, variance, dx, grad_coeffs = definition(case)
+        ((_, *moments),) = plain.moments([case])
+        (result,) = plain.normalized_backward([case], [(mean, variance)], EPS)
+        deviation = (variance + EPS).sqrt()
+        assert ((moments[0] - mean).abs() <= 1e-6 * deviation).all()
+        assert ((moments[1] - variance).abs() <= 1e-5 * (variance + EPS)).all()
+        assert ((result.out - dx).abs() <= 1e-5 * dx.abs().amax((0, 2), keepdim=True)).all()
+        assert ((result.grad_coeffs - grad_coeffs).abs() <= 1e-4 * (1 + grad_coeffs.abs())).all()
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 2**18), (2**15, 2, 1)], ids=str)

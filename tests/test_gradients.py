@@ -1,5 +1,7 @@
 """Gradients of any order, against finite differences, the definition, and analytic derivatives."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,123 @@ LAYOUTS = {
     "permuted": lambda: points(3, 2, 4).permute(1, 2, 0),
     "sliced": lambda: points(2, 4, 6)[:, :, ::3],
 }
+
+
+def newton(degree):
+    """Products of x − node: the derivative in the basis itself is a sum that cancels."""
+    return bases.Basis("newton", [(2, -2 * t, 0) for t in np.cos(np.pi * (np.arange(degree) + 0.5) / degree)])
+
+
+def random_rows(degree):
+    return bases.Basis("random rows", np.random.default_rng(1).normal(size=(degree, 3)))
+
+
+def exact_derivative(basis, degree, x, coeffs):
+    """Σ a_k φ_k'(x) in rational arithmetic, by the differentiated recurrence."""
+    x, total = Fraction(x), Fraction(0)
+    phi, slope = [Fraction(0), Fraction(1)], [Fraction(0), Fraction(0)]
+    for k, (a, b, c) in enumerate(basis.rows(degree)):
+        a, b, c = Fraction(a), Fraction(b), Fraction(c)
+        phi, slope = (
+            [phi[1], (a * x + b) * phi[1] - c * phi[0]],
+            [slope[1], a * phi[1] + (a * x + b) * slope[1] - c * slope[0]],
+        )
+        total += Fraction(coeffs[k + 1]) * slope[1]
+    return float(total)
+
+
+def scaled_coeffs(basis, degree, *groups):
+    """Random ones that keep every term near 1."""
+    x = torch.linspace(-1, 1, 65, dtype=torch.float64)
+    return torch.randn(*groups, degree + 1, dtype=torch.float64) / slaf_ext.basis_values(x, degree, basis).abs().amax(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("degree", [1, 4, 5, 16, 20, 24, 32, 40])
+@pytest.mark.parametrize("make", [newton, random_rows])
+def test_bases_in_which_the_derivative_cancels(make, degree, dtype):
+    """All gradients, recorded or not, and those behind them: as near as plain PyTorch comes, whatever D would cost."""
+    basis = make(degree)
+    for groups, shape in (((), (700,)), ((6,), (3, 6, 50)), ((24,), (37, 24))):
+        x = (torch.rand(shape, dtype=torch.float64) * 2 - 1).to(dtype)
+        coeffs = scaled_coeffs(basis, degree, *groups).to(dtype)
+        grad_output = torch.randn(shape, dtype=torch.float64).to(dtype)
+        results = []
+        for f, wide in (
+            (slaf_ext.slaf, dtype),
+            (slaf_ext.reference.slaf, dtype),
+            (slaf_ext.reference.slaf, torch.float64),
+        ):
+            leaves = [t.to(wide).requires_grad_() for t in (x, coeffs)]
+            first = torch.autograd.grad(f(*leaves, basis), leaves, grad_output.to(wide))
+            recorded = torch.autograd.grad(f(*leaves, basis), leaves, grad_output.to(wide), create_graph=True)
+            second = torch.autograd.grad(recorded[0].double().square().sum() + recorded[1].sum(), leaves)
+            results.append([g.detach().double() for g in (*first, *recorded, *second)])
+        for got, plain, exact in zip(*results, strict=True):
+            floor = 8 * torch.finfo(dtype).eps * exact.norm()
+            assert (got - exact).norm() <= 4 * (plain - exact).norm() + floor
+
+
+@pytest.mark.parametrize("degree", [4, 5, 16, 24, 32])
+@pytest.mark.parametrize("make", [newton, random_rows])
+def test_the_derivative_against_rational_arithmetic(make, degree):
+    basis, coeffs = make(degree), scaled_coeffs(make(degree), degree)
+    x = (torch.rand(20, dtype=torch.float64) * 2 - 1).requires_grad_()
+    (dx,) = torch.autograd.grad(slaf_ext.slaf(x, coeffs, basis).sum(), x)
+    exact = torch.tensor([exact_derivative(basis, degree, t, coeffs.tolist()) for t in x.tolist()], dtype=torch.float64)
+    assert (dx - exact).abs().max() <= 1e-13 * exact.abs().max()
+
+
+def test_the_derivative_of_newtons_basis_at_a_point():
+    x = torch.tensor([-0.4], requires_grad=True)
+    slaf_ext.slaf(x, torch.ones(21), newton(20)).backward()
+    assert x.grad.item() == pytest.approx(147.32505, rel=2e-6)
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+@pytest.mark.parametrize("domain", [None, (-0.75, 0.75)])
+def test_gradcheck_where_the_derivative_is_walked(outside, domain):
+    x, basis = points(3, 4).requires_grad_(), newton(9)
+    coeffs = (torch.randn(4, 10, dtype=torch.float64) / 100).requires_grad_()
+    x = (x.detach() + 0.01).requires_grad_() if domain is None else x  # ±1 is an edge then
+
+    def f(x, coeffs):
+        return slaf_ext.slaf(x, coeffs, basis, domain=domain, outside=outside)
+
+    assert gradcheck(f, (x, coeffs))
+    assert gradgradcheck(f, (x, coeffs))
+
+
+def test_which_derivatives_are_walked():
+    """The named bases keep D, and one pass for both gradients; Newton's, and tables too long for D, do not."""
+    from slaf_ext import _C
+
+    def has_matrix(basis, degree):
+        rows = [number for row in basis.rows(degree) for number in row]
+        return bool(_C.usable_derivative_matrix(rows, *basis.domain))
+
+    parametric = [
+        bases.jacobi(0.5, 1.5),
+        bases.jacobi(-0.9, 3),
+        bases.jacobi(-0.999999, -0.999999),
+        bases.gegenbauer(5),
+    ]
+    for basis in [*map(bases.get, bases.names()), *parametric]:
+        assert all(has_matrix(basis, degree) for degree in range(1, 65)), basis
+        assert not has_matrix(basis, 257)
+    assert has_matrix(newton(3), 3)
+    assert not any(has_matrix(newton(degree), degree) for degree in range(5, 41))
+
+
+def test_a_large_degree_needs_no_matrix():
+    """D would hold 3000² numbers; T_k' = k U_{k−1} is the oracle."""
+    degree = 3000
+    x = torch.rand(5, dtype=torch.float64) * 1.8 - 0.9
+    leaf, coeffs = x.clone().requires_grad_(), torch.zeros(degree + 1, dtype=torch.float64)
+    coeffs[degree] = 1
+    slaf_ext.slaf(leaf, coeffs).sum().backward()
+    angle = x.acos()
+    torch.testing.assert_close(leaf.grad, degree * torch.sin(degree * angle) / angle.sin(), rtol=1e-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("outside", OUTSIDE)

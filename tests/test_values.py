@@ -6,6 +6,7 @@ import torch
 
 import slaf_ext
 from slaf_ext import bases
+from slaf_ext.functional import normalized_slaf
 
 NUMPY = {
     "monomial": np.polynomial.Polynomial,
@@ -138,3 +139,75 @@ def test_mixed_precision_keeps_the_dtype_of_x():
         assert slaf_ext.slaf(torch.randn(3), coeffs).dtype == torch.float32
         hidden = torch.nn.functional.linear(torch.randn(2, 3), torch.randn(5, 3))
         assert slaf_ext.slaf(hidden, coeffs).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("f", [slaf_ext.slaf, slaf_ext.reference.slaf], ids=["kernel", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("coeffs", [[2.0], [2.0, 0.0], [2.0, 0.0, 0.0, 0.0], [1.0, -4.0, 1.0]])
+def test_a_flat_tangent_is_flat_at_infinity(coeffs, dtype, f):
+    """p'(1) = 0 in the last one, 4 x − 4: only its left tangent rises."""
+    coeffs = torch.tensor(coeffs, dtype=dtype)
+    for members in (3, 301):
+        x = torch.full((members,), torch.inf, dtype=dtype)
+        right, left = f(x, coeffs, outside="linear"), f(-x, coeffs, outside="linear")
+        assert torch.equal(right, torch.full_like(x, float(coeffs.sum())))
+        assert torch.equal(left, torch.full_like(x, torch.inf if len(coeffs) == 3 else 2.0))
+
+
+def test_the_gradient_of_a_constant_holds_beyond_linear_edges_at_infinity():
+    for members in (1, 300):
+        x, coeffs = torch.full((members,), torch.inf), torch.zeros(3, requires_grad=True)
+        slaf_ext.slaf(x, coeffs, outside="linear").sum().backward()
+        assert coeffs.grad.tolist() == [members, torch.inf, torch.inf]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    ("domain", "sentence"),
+    [
+        (
+            (0, 1e-39),
+            r"row 0 of the recurrence is .* map from the domain \(0(\.0)?, 1e-39\) in it, which float32",
+        ),
+        ((1e39, 2e39), r"domain is \(1e\+39, 2e\+39\), which float32 does not resolve"),
+        ((1e6, 1e6 + 1e-3), r"domain is \(.*\), which float32 does not resolve"),
+        ((-1e308, 1e308), r"domain is \(-1e\+308, 1e\+308\), of width inf; float64 does not hold its map"),
+        ((0, 1e-320), r"domain is \(0.0, 1e-320\), of width 1e-320; float64 does not hold its map"),
+    ],
+)
+def test_domains_at_the_ends_of_the_range(domain, sentence, normalize):
+    x, coeffs = torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 1.0, 2.0])
+    f = normalized_slaf if normalize else slaf_ext.slaf
+    for device in ("cpu", "meta"):
+        for outside in ("extrapolate", "clamp", "linear"):
+            with pytest.raises(ValueError, match=sentence):
+                f(x.to(device), coeffs.to(device), domain=domain, outside=outside)
+    if not normalize:
+        with pytest.raises(ValueError, match=sentence):
+            slaf_ext.reference.slaf(x, coeffs, domain=domain)
+
+
+def test_float64_serves_domains_that_float32_does_not():
+    coeffs = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    for lo, hi in ((0, 1e-39), (1e39, 2e39), (1e6, 1e6 + 1e-3), (0, 1e-300), (-1e300, 1e300)):
+        x = torch.tensor([lo, 0.5 * lo + 0.5 * hi, hi], dtype=torch.float64)
+        y = slaf_ext.slaf(x, coeffs, domain=(lo, hi))
+        torch.testing.assert_close(y, torch.tensor([1.5, -1.5, 3.5], dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+def test_rows_that_float32_does_not_hold():
+    for rows in ([(1e39, 0, 0)], [(1e-39, 0, 0)], [(1, 1e39, 0)], [(1, 0, 0), (1, 0, 1e39)]):
+        basis, coeffs = bases.Basis("extreme", rows), torch.ones(len(rows) + 1)
+        with pytest.raises(ValueError, match=r"row [01] of the recurrence is .* which float32 does not hold"):
+            slaf_ext.slaf(torch.zeros(3), coeffs, basis)
+        assert slaf_ext.slaf(torch.zeros(3).double(), coeffs.double(), basis).isfinite().all()
+
+
+def test_scales_of_the_walk_stay_in_float32s_range():
+    """Rows near the range's end, which the scales of the walk must not push over it."""
+    for a, c in ((1e36, 1e-3), (1e-36, 1e3), (1e30, 4.0)):
+        basis = bases.Basis("large", [(a, 0.0, c)] * 6)
+        x = torch.rand(40) / a
+        coeffs = torch.randn(7)
+        want = slaf_ext.reference.slaf(x.double(), coeffs.double(), basis)
+        torch.testing.assert_close(slaf_ext.slaf(x, coeffs, basis), want.float(), rtol=1e-5, atol=1e-5)

@@ -33,10 +33,10 @@ struct StepsBody {
   }
 };
 
-// The walk for a kind of table. For the normalised form there is one, right for every table: all of them would take
-// long to compile.
+// The walk for a kind of table. For the normalised form and the walked gradient there is one, right for every table:
+// all of them would take long to compile.
 constexpr bool has_every_walk(unsigned pass) {
-  return (pass & (moments | centered_gradient | normalized_gradient)) == 0;
+  return (pass & (moments | centered_gradient | normalized_gradient | walked_gradient)) == 0;
 }
 constexpr Walk walked(unsigned pass, Walk kind) { return has_every_walk(pass) ? kind : Walk::general; }
 
@@ -84,6 +84,7 @@ Kernels<S> kernels(unsigned pass, Walk kind, int degree, bool dense, Isa isa) {
     if (pass == moments) k.steps = steps_for<moments, S>(kind, tail, dense, isa);
     if (pass == centered_gradient) k.steps = steps_for<centered_gradient, S>(kind, tail, dense, isa);
     if (pass == normalized_gradient) k.steps = steps_for<normalized_gradient, S>(kind, tail, dense, isa);
+    if (pass == walked_gradient) k.steps = steps_for<walked_gradient, S>(kind, tail, dense, isa);
   }
   return k;
 }

@@ -1,4 +1,5 @@
 // The operators on the CPU: how the work is cut, and the coefficients before and after the sweep.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -300,8 +301,9 @@ Table coeffs_gradient_of(const Table& sums, const Arguments& a, const Recurrence
   if (a.outside == Outside::linear) {
     const auto at_lo = derivatives_at(a.lo - a.center, a.rows), at_hi = derivatives_at(a.hi - a.center, a.rows);
     for (int64_t k = 0; k < K; ++k) {
-      gradient.add(k, at_lo[k], sums[K]);
-      gradient.add(k, at_hi[k], sums[K + 1]);
+      // The sums may be infinite, and 0 * inf must not make a NaN.
+      if (at_lo[k] != 0.0) gradient.add(k, at_lo[k], sums[K]);
+      if (at_hi[k] != 0.0) gradient.add(k, at_hi[k], sums[K + 1]);
     }
   }
   return gradient;
@@ -322,12 +324,15 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
   }
 
   const Recurrence r = prepare(a.rows);
-  Table slopes(block_rows(a), groups);  // D a, with the scales of the walk
+  Table slopes(block_rows(a), groups);  // D a, or a where p' is walked, with the scales of the walk
+  bool by_walk = false;
   if (need_x) {
     const Table values = read_coeffs(a.coeffs, groups);
-    const std::vector<double> D = derivative_matrix(a.rows);
+    const std::vector<double> D = usable_derivative_matrix(a.rows, a.lo - a.center, a.hi - a.center);
+    by_walk = D.empty();
     for (int64_t k = 1; k < K; ++k) {
-      for (int64_t j = 0; j < k; ++j) {
+      if (by_walk) slopes.add(k, r.scale[k], values[k]);
+      for (int64_t j = 0; j < k && !by_walk; ++j) {
         // D is half zeros where the basis respects parity, and 0 * inf must not make a NaN there.
         if (D[k * K + j] != 0.0) slopes.add(j, D[k * K + j] * r.scale[j], values[k]);
       }
@@ -337,23 +342,15 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
     using S = decltype(s);
     const void* seed = gy.const_data_ptr();
     void* out = need_x ? dx.mutable_data_ptr() : nullptr;
-    unsigned pass = 0;
-    if (need_x) pass |= input_gradient;
+    unsigned pass = need_x && !by_walk ? input_gradient : 0;
     // Half types have steps for both gradients alone, which are faster than tiles even if the sums are not wanted.
-    if (need_coeffs || is_half<S>) pass |= coeffs_gradient;
+    if (need_coeffs || (pass != 0 && is_half<S>)) pass |= coeffs_gradient;
+    if (by_walk) sweep<S>(walked_gradient, a, r, slopes, seed, out);
+    if (pass == 0) return;
     const Table sums = sweep<S>(pass, a, r, slopes, seed, out);
     if (need_coeffs) write_coeffs(coeffs_gradient_of(sums, a, r), dcoeffs);
   });
   return {dx, dcoeffs};
-}
-
-// phi_0(x) .. phi_degree(x) at one point.
-std::vector<double> values_at(double x, const std::vector<Row>& rows) {
-  std::vector<double> phi{1.0};
-  for (size_t k = 0; k < rows.size(); ++k) {
-    phi.push_back((rows[k].a * x + rows[k].b) * phi[k] - (k > 0 ? rows[k].c * phi[k - 1] : 0.0));
-  }
-  return phi;
 }
 
 // For every group the mean of phi_k over a few of its elements: near enough to the mean of all, but for an unlucky
@@ -369,7 +366,7 @@ Table sample_means(const Arguments& a) {
       const int64_t member = i * members / samples;
       double t = static_cast<double>(widen(x[(member / inner * groups + g) * inner + member % inner]));
       if (a.outside != Outside::extrapolate) t = t < a.lo ? a.lo : t > a.hi ? a.hi : t;
-      const std::vector<double> phi = values_at(t - a.center, a.rows);
+      const std::vector<double> phi = values_at(t - a.center, a.rows).phi;
       for (size_t k = 0; k < phi.size(); ++k) means[k][g] += phi[k] / static_cast<double>(samples);
     }
   }
@@ -384,6 +381,7 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
   const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
   const double members = static_cast<double>(a.x.numel()) / static_cast<double>(groups);
   const Recurrence r = prepare(a.rows);
+  bool overflowed = false;
   dispatch_storage(a.x.scalar_type(), [&](auto s) {
     using S = decltype(s);
     using T = compute_t<S>;
@@ -396,7 +394,7 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
     auto* to_variance = static_cast<double*>(variance.mutable_data_ptr());
     // A sample that missed the mean by far is told by the sums, and a second sweep starts from their mean.
     bool far = true;
-    for (int attempt = 0; far && attempt < 2; ++attempt) {
+    for (int attempt = 0; far && !overflowed && attempt < 2; ++attempt) {
       const Table sums = sweep<S>(moments, a, r, shifts, nullptr, nullptr);
       far = false;
       for (int64_t k = 1; k < K; ++k) {
@@ -404,6 +402,7 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
           const double moved = sums[k][g] / members, square = sums[K + k][g] / members;
           const double spread = std::max(square - moved * moved, 0.0);
           far = far || moved * moved > 16 * spread;
+          overflowed = overflowed || !std::isfinite(square);
           to_mean[g * (K - 1) + k - 1] = r.scale[k] * (shifts[k][g] + moved);
           to_variance[g * (K - 1) + k - 1] = r.scale[k] * r.scale[k] * spread;
           shifts[k][g] = static_cast<T>(shifts[k][g] + moved);
@@ -411,8 +410,14 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
       }
     }
   });
+  // float32 does not hold every square of a phi_k that it holds.
+  if (overflowed && a.x.scalar_type() != ScalarType::Double)
+    return slaf_moments(as_double(a.x), as_double(a.coeffs), recurrence, dim, center, lo, hi, outside);
   return {mean, variance};
 }
+
+// From such a variance on, float32 does not hold what goes with its inverse.
+constexpr double large_variance = 0x1p80;
 
 // With s_k = sqrt(variance_k + eps), z_k = (phi_k - mean_k) / s_k and m elements a group,
 //     dbias = sum g,   dw_k = sum g z_k,   dx = sum_k phi_k' w_k / s_k (g - dbias / m - z_k dw_k / m).
@@ -424,16 +429,26 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
   a.check_normalized();
   check_statistics(mean, "mean", coeffs);
   check_statistics(variance, "variance", coeffs);
+  check_eps(eps);
   const Tensor gy = a.lay_like_x(grad_output);
-  const Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
+  Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
   const auto shape = coeffs.sizes();
-  const Tensor dcoeffs = empty(std::vector<int64_t>(shape.begin(), shape.end()), coeffs, coeffs.scalar_type());
+  Tensor dcoeffs = empty(std::vector<int64_t>(shape.begin(), shape.end()), coeffs, coeffs.scalar_type());
   const int64_t K = a.degree() + 1, groups = coeffs.numel() / K;
   const double members = static_cast<double>(a.x.numel()) / static_cast<double>(groups);
   const Recurrence r = prepare(a.rows);
   const Table values = read_coeffs(a.coeffs, groups);
   const auto* means = static_cast<const double*>(mean.const_data_ptr());
   const auto* variances = static_cast<const double*>(variance.const_data_ptr());
+  if (a.x.scalar_type() != ScalarType::Double &&
+      std::any_of(variances, variances + variance.numel(), [](double t) { return t > large_variance; })) {
+    const auto [wide_dx, wide_dcoeffs] =
+        slaf_normalized_backward(as_double(gy), as_double(a.x), as_double(a.coeffs), mean, variance, recurrence, dim,
+                                 center, lo, hi, outside, eps, need_x);
+    if (need_x) torch::stable::copy_(dx, wide_dx);
+    torch::stable::copy_(dcoeffs, wide_dcoeffs);
+    return {dx, dcoeffs};
+  }
   dispatch_storage(a.x.scalar_type(), [&](auto s) {
     using S = decltype(s);
     using T = compute_t<S>;

@@ -24,9 +24,13 @@ enum Pass : unsigned {
   moments = 8,               // sums of psi_k - c_k and of its square
   centered_gradient = 16,    // sums of grad_output (psi_k - c_k)
   normalized_gradient = 32,  // the sum over k of psi_k' (a_k grad_output + u_k + v_k psi_k), the rows a, u, v
+  // For bases in which D a cancels.
+  walked_gradient = 64,  // grad_output times the sum over k of a_k psi_k'
 };
 constexpr bool has_seed(unsigned pass) { return (pass & (forward | moments)) == 0; }
-constexpr bool has_out(unsigned pass) { return (pass & (forward | input_gradient | normalized_gradient)) != 0; }
+constexpr bool has_out(unsigned pass) {
+  return (pass & (forward | input_gradient | normalized_gradient | walked_gradient)) != 0;
+}
 constexpr bool has_sums(unsigned pass) { return (pass & (coeffs_gradient | moments | centered_gradient)) != 0; }
 
 enum class Edge { extrapolate, zero, clamp, linear };
@@ -123,7 +127,7 @@ constexpr unsigned both_gradients = input_gradient | coeffs_gradient;
 // step of both gradients fits barely, and only beside a factor that is the same for every row.
 constexpr int vectors_a_step(int bytes, unsigned pass, Walk kind) {
   if (pass == forward) return bytes == 64 ? 8 : 4;
-  if (pass == normalized_gradient) return bytes == 64 ? 3 : 2;
+  if (pass == normalized_gradient || pass == walked_gradient) return bytes == 64 ? 3 : 2;
   if (pass == both_gradients && bytes == 32 && has_one_factor(kind)) return 4;
   return bytes == 64 ? 6 : 3;
 }
@@ -174,20 +178,28 @@ SLAF_INLINE void step(const S* x, const S* seed, S* out, Stride stride, const Ro
     const auto coeff = [&](int k) __attribute__((always_inline)) { return P::filled(row(coeffs, k)); };
     P y = expand<kind>(point, table, degree, coeff);
     if (is_linear) {
+      // A tangent of slope 0 is flat at infinity too, where 0 * inf would be NaN.
+      const auto tangent = [](const V& slope, const V& distance)
+                               __attribute__((always_inline)) { return slope == 0 ? V{} : slope * distance; };
       replace(y, [&](const V& t, const V& raw) __attribute__((always_inline)) {
-        return t + mapping->below(raw) * row(coeffs, K) + mapping->above(raw) * row(coeffs, K + 1);
+        return t + tangent(row(coeffs, K), mapping->below(raw)) + tangent(row(coeffs, K + 1), mapping->above(raw));
       });
     }
     if (is_cut) replace(y, cut);
     y.write(out, stride);
-  } else if constexpr (pass == normalized_gradient) {
+  } else if constexpr (pass == normalized_gradient || pass == walked_gradient) {
     const T *u = coeffs + K * W, *v = u + K * W;
     const P g = P::read(seed, stride);
     const Dual<P> dual{point, P::filled(T(1))}, one{P::filled(T(1)), P::filled(T(0))};
     P sum = P::filled(T(0));
     walk<kind>(dual, one, table, degree, [&](int k, const Dual<P>& psi) __attribute__((always_inline)) {
-      sum = sum + psi.slope * (g * row(coeffs, k) + psi.value * row(v, k) + row(u, k));
+      if constexpr (pass == walked_gradient) {
+        sum = sum + psi.slope * row(coeffs, k);
+      } else {
+        sum = sum + psi.slope * (g * row(coeffs, k) + psi.value * row(v, k) + row(u, k));
+      }
     });
+    if constexpr (pass == walked_gradient) sum = g * sum;
     if (is_cut) replace(sum, cut);
     sum.write(out, stride);
   } else if constexpr (pass == moments || pass == centered_gradient) {

@@ -219,6 +219,13 @@ __device__ __forceinline__ void dispatch_access(Access access, const F& f) {
   }
 }
 
+// What a linear edge adds `distance` beyond it. A slope of 0 is flat at infinity too, where 0 * inf would be NaN.
+template <typename T>
+__device__ __forceinline__ T tangent(T slope, T distance) {
+  const T rise = slope * distance;
+  return slope == T(0) ? T(0) : rise;
+}
+
 // One tile of a thread, whose cursor passes on to the next. Coefficient k is coeffs[k]. Calls
 // sum(k, t) with the sums of grad_output psi_k over the tile, and adds those beyond the edges to `below` and `above`.
 template <Walk kind, bool has_sums, int certain, typename S, typename T, typename Tail, typename Sum>
@@ -247,7 +254,7 @@ __device__ __forceinline__ void sweep_tile(const Sweep<S, T>& s, Cursor& at, con
       outside |= (t < s.lo || t > s.hi ? 1u : 0u) << u;
       if (is_linear) {
         const T past_lo = t < s.lo ? t - s.lo : T(0), past_hi = t > s.hi ? t - s.hi : T(0);
-        if (forward) result.v[u] = past_lo * coeffs[s.degree + 1] + past_hi * coeffs[s.degree + 2];
+        if (forward) result.v[u] = tangent(coeffs[s.degree + 1], past_lo) + tangent(coeffs[s.degree + 2], past_hi);
         if constexpr (has_sums) {
           below += seed.v[u] * past_lo;
           above += seed.v[u] * past_hi;
@@ -467,7 +474,7 @@ __global__ void __launch_bounds__(max_threads) make_tables(const LongTables<T> t
 
 // Any degree: tables and sums in memory. A warp, or where columns differ a thread, has a slab of sums to itself.
 template <Walk kind, bool has_sums, typename S, typename T = compute_t<S>>
-__global__ void __launch_bounds__(max_threads)
+__global__ void __launch_bounds__(max_threads, 2)
     long_sweep(const __grid_constant__ Sweep<S> s, const __grid_constant__ LongTables<T> tables) {
   const Geometry& g = s.geometry;
   const bool by_columns = g.access == Access::columns;
@@ -560,7 +567,10 @@ __global__ void __launch_bounds__(1024) reduce(const __grid_constant__ Reduction
   const double sum = adder.total([&](int64_t slab, int64_t column) {
     const T* at = r.partial + slab * r.slabs.rows * r.slabs.columns + column;
     double t = scales[k] * at[k * r.slabs.columns];
-    for (int row = K; row < r.slabs.rows; ++row) t += scales[(row - K + 1) * K + k] * at[row * r.slabs.columns];
+    for (int row = K; row < r.slabs.rows; ++row) {
+      const double slope = scales[(row - K + 1) * K + k];
+      if (slope != 0) t += slope * at[row * r.slabs.columns];  // the sum may be infinite
+    }
     return t;
   });
   if (adder.writes()) write(r.grad, r.grad_type, adder.group * K + k, sum);

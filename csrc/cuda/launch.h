@@ -254,6 +254,27 @@ inline std::vector<double> long_rows(const Recurrence& r, Walk kind) {
   return rows;
 }
 
+// The rows of a walk and `row_count` coefficients of every group, in memory.
+template <typename T, typename Device>
+LongTables<T> long_tables(const Problem& p, const Recurrence& r, Walk kind, bool forward, int row_count,
+                          const std::vector<double>& weights, Device& device) {
+  const std::vector<double> rows = long_rows(r, kind);
+  LongTables<T> t{};
+  t.rows = deliver(rows, device);
+  t.weights = deliver(weights, device);
+  t.coeffs = p.coeffs;
+  t.coeffs_type = p.coeffs_type;
+  t.degree = p.degree();
+  t.row_count = row_count;
+  t.groups = p.layout.groups;
+  t.forward = forward;
+  t.table = static_cast<T*>(device.allocate(rows.size() * sizeof(T)));
+  t.walk_coeffs = static_cast<T*>(device.allocate(t.row_count * t.groups * sizeof(T)));
+  const int64_t enough = std::min<int64_t>(ceil_div(t.row_count * t.groups, device.threads()), 4096);
+  device.launch(make_tables<T>, enough, device.threads(), 0, t);
+  return t;
+}
+
 // Any degree, with tables and sums in memory.
 template <typename S, typename Device>
 void run_long(const Problem& p, Device& device) {
@@ -263,20 +284,10 @@ void run_long(const Problem& p, Device& device) {
   const Grid grid =
       cut(p, {tile<S>, sizeof(T), p.table_rows(), has_sums ? p.table_rows() : 0, blocks, device.threads()});
   const Recurrence r = prepare(p.rows);
-  const std::vector<double> rows = long_rows(r, walked(r.kind, has_sums));
-  LongTables<T> t{};
-  t.rows = deliver(rows, device);
-  t.weights = deliver(weights_of(p, r), device);
-  t.coeffs = p.coeffs;
-  t.coeffs_type = p.coeffs_type;
-  t.degree = p.degree();
-  t.row_count = p.table_rows();
-  t.groups = p.layout.groups;
-  t.forward = p.grad_output == nullptr;
-  t.table = static_cast<T*>(device.allocate(rows.size() * sizeof(T)));
-  t.walk_coeffs = static_cast<T*>(device.allocate(t.row_count * t.groups * sizeof(T)));
-  const int64_t enough = std::min<int64_t>(ceil_div(t.row_count * t.groups, device.threads()), 4096);
-  device.launch(make_tables<T>, enough, device.threads(), 0, t);
+  // Where no dx is asked for, its coefficients may be any, and those of y take less memory than D.
+  const bool forward = p.grad_output == nullptr || p.out == nullptr;
+  const LongTables<T> t = long_tables<T>(p, r, walked(r.kind, has_sums), forward, p.table_rows(),
+                                         forward ? scales_of(p, r) : weights_of(p, r), device);
 
   const int64_t slabs = has_sums ? long_slabs(grid) : 0;
   const Sweep<S> s = sweep_of<S>(p, grid, slabs, p.table_rows(), device);

@@ -29,6 +29,7 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
   a.check_normalized();
   check_statistics(mean, "mean", coeffs);
   check_statistics(variance, "variance", coeffs);
+  check_eps(eps);
   const Tensor gy = a.lay_like_x(grad_output);
   const Tensor dx = need_x ? a.empty_like_x() : empty({0}, x, x.scalar_type());
   const auto shape = coeffs.sizes();

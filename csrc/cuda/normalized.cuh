@@ -1,5 +1,6 @@
-// The normalised form's kernels, free of torch: moments, and the gradients through them. With mu_k and v_k the mean and
-// the variance of phi_k over a group of m elements, s_k = sqrt(v_k + eps) and z_k = (phi_k - mu_k) / s_k,
+// The normalised form's kernels, free of torch: moments, and the gradients through them; and a sweep that walks p'.
+// With mu_k and v_k the mean and the variance of phi_k over a group of m elements, s_k = sqrt(v_k + eps) and z_k =
+// (phi_k - mu_k) / s_k,
 //
 //     y = coeffs_0 + sum_k coeffs_k z_k       dcoeffs_0 = G = sum g       dcoeffs_k = sum g z_k
 //     dx = sum_k phi_k' coeffs_k / s_k (g - G / m - z_k dcoeffs_k / m)
@@ -9,6 +10,8 @@
 // tiles, and `finish_moments` merges the blocks in fp64. Where a block's mean lies d from its shift, a rounding of its
 // sums weighs (d / deviation)^2. That is at most the number of tiles of a thread, however unlucky the sample, since the
 // sample is a part of the block. So with few tiles fp32 sums serve, x is read once, and nothing is decided on the host.
+// phi_k may be so large that fp32 does not hold its square, nor 1 / v_k, so sums are taken of psi_k times a power of
+// two, which rounds nothing, and factors are of the size of 1 / s_k.
 #pragma once
 
 #include "kernels.cuh"
@@ -16,31 +19,58 @@
 namespace slaf_ext::cuda {
 
 enum class Pass : int {
-  moments,              // sums of psi_k - shift_k and of its square
-  centered_gradient,    // sums of grad_output (psi_k - shift_k)
-  normalized_gradient,  // dx = sum_k psi_k' (a_k grad_output + u_k + v_k psi_k)
+  moments,              // sums of z_k = (psi_k - shift_k) unit_k and of its square
+  centered_gradient,    // sums of grad_output z_k
+  normalized_gradient,  // dx = sum_k psi_k' a_k (grad_output + u_k + v_k psi_k)
+  walked_gradient,      // dx = grad_output sum_k psi_k' a_k, of the plain form, for bases in which D a cancels
 };
 
-// Numbers of a column that a sweep reads, and that it makes: count or sums, squares, shifts; a, u, v.
+// Numbers of a column that a sweep reads: shifts and units; a, u, v; a.
 SLAF_INLINE constexpr int coeff_rows(Pass pass, int degree) {
-  return (pass == Pass::normalized_gradient ? 3 : 1) * (degree + 1);
+  return (pass == Pass::normalized_gradient ? 3 : pass == Pass::walked_gradient ? 1 : 2) * (degree + 1);
 }
+// And that it makes: count and sums, squares, shifts, units; sums.
 SLAF_INLINE constexpr int sum_rows(Pass pass, int degree) {
-  return (pass == Pass::moments ? 3 : pass == Pass::centered_gradient ? 1 : 0) * (degree + 1);
+  return (pass == Pass::moments ? 4 : pass == Pass::centered_gradient ? 1 : 0) * (degree + 1);
 }
 
-// What a sweep reads of a group: the means mu_1, mu_2, ..., or the factors a, u, v.
+// What a sweep reads of a group: the means and variances of phi_1, phi_2, ..., or the factors a, u, v.
 template <typename T>
 struct Statistics {
-  const double* mean;
+  const double *mean, *variance;
+  double eps;
   const T* factors;
 };
+
+// float64 holds the square of every phi_k that is of use, so its units are 1.
+template <typename T>
+inline constexpr bool has_units = !std::is_same_v<T, double>;
+
+// The power of two that brings numbers of a size, from 0 up, near 2^-exponent.
+template <typename T>
+SLAF_INLINE T unit_for(double size, int exponent) {
+  if (!has_units<T>) return T(1);
+  constexpr int most = 120, bias = 1023;
+  const int power_of_size = size > 0 ? static_cast<int>(__builtin_bit_cast(uint64_t, size) >> 52) - bias : 0;
+  const int power = -exponent - power_of_size, held = power < -most ? -most : power > most ? most : power;
+  return static_cast<T>(__builtin_bit_cast(double, static_cast<uint64_t>(held + bias) << 52));
+}
 
 // The mean of psi_k, as the sums of `centered_gradient` are centred.
 template <typename T>
 SLAF_INLINE T shift_of(double mean, double inverse_scale) {
   return static_cast<T>(mean * inverse_scale);
 }
+// And their unit.
+template <typename T>
+SLAF_INLINE T unit_of(double variance, double eps, double inverse_scale) {
+  return unit_for<T>(sqrt(variance + eps) * (inverse_scale < 0 ? -inverse_scale : inverse_scale), 0);
+}
+// A sample's mean size is brought here: far enough below 1 that what is 1e28 times as large has a square that fp32
+// holds, and far enough above the smallest number that what is 2^-23 times as large has one too.
+constexpr int sample_exponent = 32;
+// Sums over a sample are taken of its numbers times this, since each may be near the end of the range.
+constexpr double sample_unit = 0x1p-16;
 
 // A sweep and its tables, as the argument of a kernel. Its `rows` are those of its sums.
 template <typename S, int highest>
@@ -61,6 +91,11 @@ inline constexpr int normalized_blocks = [] {
                                                          : (highest > 12 ? 32 : std::max(0, highest - 2));
   return std::max(1, 65536 / max_threads / ((words == 1 ? 24 : 68) + words * (packs * tile<S> + rows)));
 }();
+
+template <typename T, int count>
+__device__ __forceinline__ Pack<T, count> magnitude(const Pack<T, count>& p) {
+  return Pack<T, count>::make([&](int u) { return p.v[u] < T(0) ? -p.v[u] : p.v[u]; });
+}
 
 // A tile as the walk sees it.
 template <typename P>
@@ -117,21 +152,28 @@ __device__ __forceinline__ void visit_tile(const Sweep<S, T>& s, Cursor& at, con
 }
 
 // Writes dx over one tile. Row r of a, u, v is factors[r].
-template <int certain, typename S, typename T, typename Tail>
+template <Pass pass, int certain, typename S, typename T, typename Tail>
 __device__ __forceinline__ void gradient_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table,
                                               const Degree<Tail>& degree, const T* factors) {
   using P = Pack<T, tile<S>>;
-  const auto t = mapped_tile<Pass::normalized_gradient>(s, at);
+  const auto t = mapped_tile<pass>(s, at);
   const int K = s.degree + 1;
   const Dual<P> x{t.x, P::of(T(1))}, one{P::of(T(1)), P::of(T(0))};
   P result = P::of(T(0));
   walk<Walk::general>(x, one, table, degree, [&](int k, const Dual<P>& psi) {
     if (k == 0 || (k > certain && k > s.degree)) return;
-    result = result + psi.slope * (t.seed * factors[k] + (psi.value * factors[2 * K + k] + factors[K + k]));
+    if constexpr (pass == Pass::walked_gradient) {
+      result = result + psi.slope * factors[k];
+    } else {
+      const P centered = psi.value * factors[2 * K + k] + factors[K + k] + t.seed;
+      result = result + psi.slope * factors[k] * centered;
+    }
   });
+  if constexpr (pass == Pass::walked_gradient) result = result * t.seed;
 #pragma unroll
   for (int u = 0; u < tile<S>; ++u) {
-    if ((t.outside >> u & 1u) != 0) result.v[u] = T(0);
+    // Beyond a linear edge the slope is that of the edge.
+    if ((t.outside >> u & 1u) != 0 && s.edge != Edge::linear) result.v[u] = T(0);
   }
   dispatch_access(s.geometry.access, [&](auto access) {
     write_tile<access.value>(s.out, at, s.geometry, result);
@@ -172,21 +214,39 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range
   constexpr auto degree = in_blocks(highest);
   if constexpr (pass == Pass::moments) {
     T sample[highest + 1] = {};
+    [[maybe_unused]] T size[highest + 1] = {};
     Cursor first = part.at;
-    visit_tile<pass, Range::lowest>(s, first, table, degree,
-                                    [&](int k, const auto& psi, const auto&) { sample[k] = psi.total(); });
+    visit_tile<pass, Range::lowest>(s, first, table, degree, [&](int k, const auto& psi, const auto&) {
+      sample[k] = psi.total() * T(sample_unit);
+      if constexpr (has_units<T>) size[k] = magnitude(psi).total() * T(sample_unit);
+    });
     add_up(sample, K, part, g, room, [&](int k, int local, int64_t, T t) { block_coeffs[local * pitch + k] = t; });
+    if constexpr (has_units<T>) {
+      add_up(size, K, part, g, room, [&](int k, int local, int64_t, T t) { block_coeffs[local * pitch + K + k] = t; });
+    }
     // Row 0 is the number of the sample's elements, and no shift.
-    for_coeffs([&](T* at, int k, int64_t column) {
-      if (k == 0) return;
-      at[k] = at[0] > 0 ? at[k] / at[0] : T(0);
-      store(2 * K + k, column, at[k]);
+    for_coeffs([&](T* at, int r, int64_t column) {
+      if (r % K == 0) return;
+      const bool is_shift = r < K;
+      if (is_shift) {
+        at[r] = at[0] > 0 ? at[r] / at[0] : T(0);
+      } else {
+        at[r] = unit_for<T>(has_units<T> && at[0] > 0 ? at[r] / at[0] : T(0), sample_exponent);
+      }
+      store(2 * K + r, column, at[r]);
     });
   } else {
     for_coeffs([&](T* at, int r, int64_t column) {
       const int64_t group = g.access == Access::columns ? column / g.inner : column;
       if constexpr (pass == Pass::centered_gradient) {
-        at[r] = r == 0 ? T(0) : shift_of<T>(args.statistics.mean[group * s.degree + r - 1], args.inverse_scales[r]);
+        const int k = r % K;
+        const int64_t of_group = group * s.degree + k - 1;
+        if (r < K) {
+          at[r] = k == 0 ? T(0) : shift_of<T>(args.statistics.mean[of_group], args.inverse_scales[k]);
+        } else {
+          at[r] = k == 0 ? T(1)
+                         : unit_of<T>(args.statistics.variance[of_group], args.statistics.eps, args.inverse_scales[k]);
+        }
       } else {
         at[r] = args.statistics.factors[group * rows + r];
       }
@@ -197,14 +257,15 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range
 #pragma unroll 1
   for (int i = 0; i < g.tiles; ++i) {
     if constexpr (pass == Pass::normalized_gradient) {
-      gradient_tile<Range::lowest>(s, part.at, table, degree, coeffs);
+      gradient_tile<pass, Range::lowest>(s, part.at, table, degree, coeffs);
     } else {
       visit_tile<pass, Range::lowest>(s, part.at, table, degree, [&](int k, const auto& psi, const auto& seed) {
         if (k == 0) {
           sums[0] += psi.total();
           return;
         }
-        const auto centered = psi - seed * coeffs[k];
+        auto centered = psi - seed * coeffs[k];
+        if constexpr (has_units<T>) centered = centered * coeffs[K + k];
         sums[k] += centered.total();
         if constexpr (pass == Pass::moments) squares[k] += (centered * centered).total();
       });
@@ -228,7 +289,7 @@ struct LongNormalized {
 
 // Any degree: tables, shifts and sums in memory. A warp, or where columns differ a thread, has a slab of them.
 template <Pass pass, typename S, typename T = compute_t<S>>
-__global__ void __launch_bounds__(max_threads)
+__global__ void __launch_bounds__(max_threads, 2)
     long_normalized_sweep(const __grid_constant__ Sweep<S> s, const __grid_constant__ LongNormalized<T> t) {
   const Geometry& g = s.geometry;
   const bool by_columns = g.access == Access::columns;
@@ -238,9 +299,9 @@ __global__ void __launch_bounds__(max_threads)
   // in_blocks(s.degree) stands where it is used: named once it holds registers, and `moments` spilled on sm_100.
   Part part(g);
   const int64_t group = !part.valid ? 0 : by_columns ? part.column / g.inner : part.column;
-  if constexpr (pass == Pass::normalized_gradient) {
+  if constexpr (pass == Pass::normalized_gradient || pass == Pass::walked_gradient) {
     const T* factors = t.statistics.factors + group * coeff_rows(pass, s.degree);
-    for (int i = 0; i < g.tiles; ++i) gradient_tile<0>(s, part.at, table, in_blocks(s.degree), factors);
+    for (int i = 0; i < g.tiles; ++i) gradient_tile<pass, 0>(s, part.at, table, in_blocks(s.degree), factors);
   } else {
     const int64_t slab = by_columns ? part.cell * part.height + part.row : part.cell * warps + thread / 32;
     const bool writes = by_columns ? part.valid : thread % 32 == 0;
@@ -251,9 +312,11 @@ __global__ void __launch_bounds__(max_threads)
       Cursor first = part.at;
       T count = 0;
       visit_tile<pass, 0>(s, first, table, in_blocks(s.degree), [&](int k, const auto& psi, const auto&) {
-        const T sum = meet(psi.total());
+        const T sum = meet(psi.total() * T(sample_unit)), size = meet(magnitude(psi).total() * T(sample_unit));
         if (k == 0) count = sum;
-        if (writes) sums[(2 * K + k) * g.columns] = count > 0 ? sum / count : T(0);
+        if (!writes) return;
+        sums[(2 * K + k) * g.columns] = count > 0 ? sum / count : T(0);
+        sums[(3 * K + k) * g.columns] = unit_for<T>(count > 0 ? size / count : T(0), sample_exponent);
       });
       __syncthreads();
     }
@@ -261,13 +324,17 @@ __global__ void __launch_bounds__(max_threads)
       if constexpr (pass == Pass::moments) return sums[(2 * K + k) * g.columns];
       return shift_of<T>(t.statistics.mean[group * s.degree + k - 1], t.inverse_scales[k]);
     };
+    const auto unit = [&](int k) {
+      if constexpr (pass == Pass::moments) return sums[(3 * K + k) * g.columns];
+      return unit_of<T>(t.statistics.variance[group * s.degree + k - 1], t.statistics.eps, t.inverse_scales[k]);
+    };
     for (int i = 0; i < g.tiles; ++i) {
       const auto add = [&](int row, T sum) {
         sum = meet(sum);
         if (writes) sums[row * g.columns] = i == 0 ? sum : sums[row * g.columns] + sum;
       };
       visit_tile<pass, 0>(s, part.at, table, in_blocks(s.degree), [&](int k, const auto& psi, const auto& seed) {
-        const auto centered = k == 0 ? psi : psi - seed * shift(k);
+        const auto centered = k == 0 ? psi : (psi - seed * shift(k)) * unit(k);
         add(k, centered.total());
         if constexpr (pass == Pass::moments) add(K + k, (centered * centered).total());
       });
@@ -296,15 +363,16 @@ __global__ void __launch_bounds__(1024) finish_moments(const __grid_constant__ F
     return f.partial[(slab * f.slabs.rows + row) * f.slabs.columns + column];
   };
   const double mean = adder.total([&](int64_t slab, int64_t column) {
-    return at(slab, 0, column) * at(slab, 2 * K + k, column) + at(slab, k, column);
+    if (at(slab, 0, column) == 0) return 0.0;
+    return at(slab, 0, column) * at(slab, 2 * K + k, column) + at(slab, k, column) / at(slab, 3 * K + k, column);
   }) / f.members;
   // The spread about the slab's mean, and that of the slab's mean about the group's.
   const double squares = adder.total([&](int64_t slab, int64_t column) {
-    const double count = at(slab, 0, column);
+    const double count = at(slab, 0, column), unit = at(slab, 3 * K + k, column);
     if (count == 0) return 0.0;
     const double moved = at(slab, k, column) / count, within = at(slab, K + k, column) - count * moved * moved;
-    const double between = at(slab, 2 * K + k, column) + moved - mean;
-    return (within < 0 ? 0 : within) + count * between * between;
+    const double between = at(slab, 2 * K + k, column) + moved / unit - mean;
+    return (within < 0 ? 0 : within) / unit / unit + count * between * between;
   });
   if (!adder.writes()) return;
   f.mean[adder.group * f.degree + k - 1] = scale * mean;
@@ -345,18 +413,19 @@ __global__ void __launch_bounds__(1024) finish_gradient(const __grid_constant__ 
   const double sum = sum_of(k);
   if (!adder.writes()) return;
   const double mean = f.mean[adder.group * f.degree + k - 1];
-  const double deviation = sqrt(f.variance[adder.group * f.degree + k - 1] + f.eps);
-  // The sums were centred at a rounded mean.
-  const double inverse = 1 / scale;
-  const double dw = scale * (sum + (shift_of<T>(mean, inverse) - mean * inverse) * total) / deviation;
+  // The sums were centred at a rounded mean, and are of numbers times a unit.
+  const double inverse = 1 / scale, variance = f.variance[adder.group * f.degree + k - 1];
+  const double deviation = sqrt(variance + f.eps);
+  const double centered = sum / unit_of<T>(variance, f.eps, inverse);
+  const double dw = scale * (centered + (shift_of<T>(mean, inverse) - mean * inverse) * total) / deviation;
   write(f.grad, f.coeffs_type, adder.group * K + k, dw);
   if (f.factors == nullptr) return;
   const double weight = read(f.coeffs, f.coeffs_type, adder.group * K + k) / deviation;
-  const double v = -weight * dw / (f.members * deviation);
+  const double v = -dw / (f.members * deviation);
   T* const factors = f.factors + adder.group * coeff_rows(Pass::normalized_gradient, f.degree);
   factors[k] = static_cast<T>(scale * weight);
-  factors[K + k] = static_cast<T>(scale * (-weight * total / f.members - v * mean));
-  factors[2 * K + k] = static_cast<T>(scale * scale * v);
+  factors[K + k] = static_cast<T>(-total / f.members - v * mean);
+  factors[2 * K + k] = static_cast<T>(scale * v);
 }
 
 }  // namespace slaf_ext::cuda

@@ -104,7 +104,7 @@ void run_normalized_backward(const Problem& p, const double* mean, const double*
   Problem sums = p;
   sums.out = nullptr;
   const auto [numbers, slabs] =
-      run_pass<Pass::centered_gradient, S, Kernels>(sums, r, Statistics<T>{mean, nullptr}, device);
+      run_pass<Pass::centered_gradient, S, Kernels>(sums, r, Statistics<T>{mean, variance, eps, nullptr}, device);
   T* factors = nullptr;
   if (p.out != nullptr) {
     const int rows = coeff_rows(Pass::normalized_gradient, p.degree());
@@ -114,7 +114,26 @@ void run_normalized_backward(const Problem& p, const double* mean, const double*
                            p.coeffs, p.grad_coeffs, p.coeffs_type, factors,       nullptr, {}};
   set_scales(finish, r, device);
   launch_adders(finish_gradient<T>, finish, p.degree() + 1, device);
-  if (p.out != nullptr) run_pass<Pass::normalized_gradient, S, Kernels>(p, r, Statistics<T>{nullptr, factors}, device);
+  if (p.out == nullptr) return;
+  run_pass<Pass::normalized_gradient, S, Kernels>(p, r, Statistics<T>{nullptr, nullptr, 0, factors}, device);
+}
+
+// The plain form's gradients for a basis in which D a cancels: p' is walked, in a sweep of its own.
+template <typename S, typename Kernels = AllDegrees, typename Device>
+void run_walked_backward(const Problem& p, Device& device) {
+  using T = compute_t<S>;
+  if (p.numel() > 0) {
+    const Recurrence r = prepare(p.rows);
+    const LongTables<T> t = long_tables<T>(p, r, Walk::general, true, p.degree() + 1, r.scale, device);
+    const Grid grid = cut(p, {tile<S>, sizeof(T), 1, 0, 2 * device.multiprocessors(), device.threads()});
+    const LongNormalized<T> args{{nullptr, nullptr, 0, t.walk_coeffs}, t.table, nullptr};
+    const Sweep<S> s = sweep_of<S>(p, grid, 0, 0, device);
+    device.launch(long_normalized_sweep<Pass::walked_gradient, S>, grid.blocks(), grid.threads, 0, s, args);
+  }
+  if (p.grad_coeffs == nullptr) return;
+  Problem sums = p;
+  sums.out = nullptr;
+  run<S, Kernels>(sums, device);
 }
 
 }  // namespace slaf_ext::cuda

@@ -1,6 +1,7 @@
 // The operators on CUDA devices: the plain form.
 #include <iterator>
 
+#include "normalized.h"
 #include "stream.h"
 
 namespace slaf_ext::cuda {
@@ -31,7 +32,11 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
   p.grad_output = gy.const_data_ptr();
   if (need_x) p.out = dx.mutable_data_ptr();
   if (need_coeffs) p.grad_coeffs = dcoeffs.mutable_data_ptr();
-  dispatch_storage(a.x.scalar_type(), [&](auto s) { run<decltype(s)>(p, device); });
+  const bool by_walk = need_x && usable_derivative_matrix(a.rows, a.lo - a.center, a.hi - a.center).empty();
+  dispatch_storage(a.x.scalar_type(), [&](auto s) {
+    using S = decltype(s);
+    by_walk ? run_walked_backward<S>(p, device) : run<S>(p, device);
+  });
   return {dx, dcoeffs};
 }
 

@@ -26,7 +26,7 @@ SANITIZERS = {
 
 
 # What main.cpp is asked for.
-PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD = range(4)
+PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD, WALKED_BACKWARD = range(5)
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ class Emulator:
     def run(self, cases: list[Case]) -> list[Result]:
         """The operators slaf and slaf_backward."""
         return self._results(b"".join(case.pack(PLAIN) for case in cases), cases)
+
+    def walked_backward(self, cases: list[Case]) -> list[Result]:
+        """slaf_backward of a basis whose derivative is walked."""
+        return self._results(b"".join(case.pack(WALKED_BACKWARD) for case in cases), cases)
 
     def moments(self, cases: list[Case]) -> list[tuple[int, Tensor, Tensor]]:
         """The launches, the means and the variances, (groups, degree) each, of slaf_moments."""

@@ -137,6 +137,13 @@ void run_plain() {
   input.put_gradients();
 }
 
+void run_walked_backward() {
+  Input input;
+  input.run_on(
+      [&](auto s, Emulator& device) { cuda::run_walked_backward<decltype(s), SomeDegrees>(input.problem, device); });
+  input.put_gradients();
+}
+
 // The statistics of a case, as memory of just the size.
 struct StatisticsOf {
   explicit StatisticsOf(const Input& input)
@@ -218,7 +225,7 @@ void follow() {
 }  // namespace
 
 int main() {
-  void (*const tasks[])() = {run_plain, follow, run_moments, run_normalized_backward};
+  void (*const tasks[])() = {run_plain, follow, run_moments, run_normalized_backward, run_walked_backward};
   int64_t what;
   while (std::fread(&what, sizeof(what), 1, stdin) == 1) {
     tasks[what]();
