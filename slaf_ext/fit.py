@@ -17,6 +17,7 @@ from . import bases, series
 from .bases import Basis
 
 METHODS = ("lstsq", "interpolate", "minimax")
+MOST_DEGREE = 1000  # half of the points that stand for the integral
 
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -109,9 +110,10 @@ def fit(
 
     Source: L. N. Trefethen, *Approximation Theory and Approximation Practice*, SIAM 2013, chapters 4 and 10.
     """
-    degree = bases.check_integer(degree, "degree", 0)
+    degree = bases.check_integer(degree, "degree", 0, MOST_DEGREE)
     basis = bases.get(basis)
-    interval = basis.domain if domain is None else bases.check_interval(domain, "domain")
+    mapped = bases.mapped(basis, degree, domain)
+    interval = mapped.lo, mapped.hi
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
     if weight is not None and method != "lstsq":
@@ -144,7 +146,7 @@ def function(fn: str | Callable) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function of that name, on tensors; a callable is returned as it is."""
     if callable(fn):
         return fn
-    if fn not in FUNCTIONS:
+    if not isinstance(fn, str) or fn not in FUNCTIONS:
         raise ValueError(f"unknown function {fn!r}; the named ones are {', '.join(FUNCTIONS)}. Or pass a callable")
     return FUNCTIONS[fn]
 
@@ -199,6 +201,8 @@ def _least_squares(f: Callable, degree: int, interval: tuple[float, float], weig
             raise ValueError(f"weight is {weight!r}; it must be None, 'normal' or a function of x")
         w = w * np.exp(-0.5 * x**2)
     elif weight is not None:
+        if not callable(weight):
+            raise ValueError(f"weight is {weight!r}; it must be None, 'normal' or a function of x")
         density = np.asarray(weight(x), dtype=np.float64)
         if density.shape != x.shape or not (density >= 0).all() or not density.any():
             raise ValueError("weight(x) must give a number from 0 up for every x, and not zero everywhere")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from . import bases
 from .bases import Basis
 from .fit import FUNCTIONS, fit
 from .functional import basis_values, normalized_slaf, slaf
-from .reference import check_dim, check_outside, fold
+from .ops import LARGE_VARIANCE, is_beyond_float32
+from .reference import DTYPES, check_dense, check_dim, check_eps, check_outside, fold
 from .series import Series, to_numpy
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class SLAF(nn.Module):
         init: how the coefficients start: "identity", f(x) = x; "noisy_identity", the paper's: f(x) = x
             plus a standard normal draw on every coefficient but the constant, which gets 0.1; "variance_preserving":
             random, and f(X) has mean 0 and variance 1 for a standard normal X; the name of an activation
-            ("relu", "gelu", …) or a function, which :func:`slaf_ext.fit` fits on the domain by least squares; or a
-            tensor of shape (K,) or (G, K).
+            ("relu", "gelu", …) or a function, which :func:`slaf_ext.fit` fits by least squares on the domain, or,
+            without one, on the basis's window alone, (−1, 1) for most; or a tensor or an array of shape (K,) or (G, K).
         normalize: the paper's normalised form, for which the first column of the coefficients is a bias β and the
             others are weights w_k: f(x) = β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), k = 1 … n. In training mode μ_k
             and v_k are the mean and the biased variance of φ_k(x) over the elements of a group, and gradients flow
@@ -53,8 +54,9 @@ class SLAF(nn.Module):
 
     Attributes:
         coeffs: the parameter, (K,) where num_groups is 1, else (G, K), K = degree + 1, low order first.
-        running_mean, running_var, num_batches_tracked: buffers, with `normalize` only; the first two are of shape
-            (K − 1,) or (G, K − 1), and start at 0 and 1. A batch without elements leaves them alone.
+        running_mean, running_var, num_batches_tracked: buffers, with `normalize` only; the first two are float64, of
+            shape (K − 1,) or (G, K − 1), and start at 0 and 1. A batch without elements leaves them alone, and so does
+            a mean or a variance that is not finite.
 
     Raises:
         ValueError: an argument out of its range; the message says which.
@@ -83,7 +85,7 @@ class SLAF(nn.Module):
         dim: int = 1,
         domain: tuple[float, float] | None = None,
         outside: str = "extrapolate",
-        init: str | Tensor | Callable = "identity",
+        init: str | Tensor | np.ndarray | Sequence | Callable = "identity",
         normalize: bool = False,
         momentum: float | None = 0.01,
         eps: float = 1e-5,
@@ -92,25 +94,26 @@ class SLAF(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.degree = bases.check_integer(degree, "degree", 0)
+        self.degree = bases.check_degree(degree)
         self.num_groups = num_groups = bases.check_integer(num_groups, "num_groups", 1)
         self.basis = bases.get(basis)
         self.dim = check_dim(dim)
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
         self.outside = check_outside(outside)
-        self.init = init.detach().clone() if isinstance(init, Tensor) else init
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum!r}; it must be a number from 0 to 1, or None")
-        if not eps > 0:
-            raise ValueError(f"eps is {eps!r}; it must be greater than 0")
-        self.normalize = normalize
+        self.init = as_init(init)
+        if momentum is not None:
+            momentum = bases.check_real(momentum, "momentum", lambda t: 0 <= t <= 1, "a number from 0 to 1, or None")
+        self.normalize = bases.check_bool(normalize, "normalize")
         self.momentum = momentum
-        self.eps = eps
-        self.sync = sync
+        self.eps = check_eps(eps)
+        self.sync = bases.check_bool(sync, "sync")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype}; coefficients are float16, bfloat16, float32 or float64")
         shape = (self.degree + 1,) if num_groups == 1 else (num_groups, self.degree + 1)
         self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if normalize:
-            statistics = self.coeffs.detach()[..., 1:].to(self._wide)
+            # In float64 whatever the dtype: a variance is of the size of φ_k², beyond float32 where φ_k is not.
+            statistics = self.coeffs.detach()[..., 1:].double()
             self.register_buffer("running_mean", torch.zeros_like(statistics))
             self.register_buffer("running_var", torch.ones_like(statistics))
             self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
@@ -130,22 +133,25 @@ class SLAF(nn.Module):
         place: dict[str, Any] = {"dim": self.dim, "domain": self.domain, "outside": self.outside}
         if not self.normalize:
             return slaf(x, self.coeffs, self.basis, **place)
+        check_dense(x)
         if not self.training or (x.numel() == 0 and not self.sync):
-            return slaf(x, self._folded_coeffs().to(self._wide), self.basis, **place)
+            folded = self._folded_coeffs()
+            if is_beyond_float32(x, self.running_var):
+                return slaf(x.double(), folded, self.basis, **place).to(x.dtype)
+            return slaf(x, folded.to(self._wide), self.basis, **place)
         y, mean, var = normalized_slaf(x, self.coeffs, self.basis, eps=self.eps, sync=self.sync, **place)
         if x.numel() or not mean.isnan().all():  # no rank had elements
             self._track(mean, var)
         return y
 
     def _apply(self, fn: Callable, recurse: bool = True) -> SLAF:
-        # Half precision would lose the statistics: the variance of x⁵ overflows float16 from |x| = 9 on.
         kept = {name: buffer for name, buffer in self._buffers.items() if name.startswith("running_")}
         super()._apply(fn, recurse)
         for name, before in kept.items():
             after = self._buffers[name]
             assert before is not None
             assert after is not None
-            if after.dtype in (torch.float16, torch.bfloat16):
+            if after.dtype != torch.float64:
                 self._buffers[name] = before.to(after.device)
         return self
 
@@ -158,9 +164,10 @@ class SLAF(nn.Module):
     def _track(self, mean: Tensor, var: Tensor) -> None:
         self.num_batches_tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
-        # In float64, where the statistics come from: φ_k(x) may be large and its deviation small.
-        self.running_mean.copy_(self.running_mean.double().lerp(mean, share))
-        self.running_var.copy_(self.running_var.double().lerp(var, share))
+        # What has left the range of float64, or is NaN, must not spoil what comes after it.
+        usable = mean.isfinite() & var.isfinite()
+        for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+            running.copy_(torch.where(usable, running.double().lerp(batch, share), running))
 
     def _folded_coeffs(self) -> Tensor:
         return fold(self.coeffs, self.running_mean, self.running_var, self.eps)
@@ -181,6 +188,11 @@ class SLAF(nn.Module):
             tensor([-2.,  1.,  0.])
         """
         coeffs = self._folded_coeffs() if self.normalize else self.coeffs
+        if self.normalize and self._wide != torch.float64 and bool((self.running_var > LARGE_VARIANCE).any()):
+            raise ValueError(
+                f"a running variance is {self.running_var.max():.3g}, and float32 does not hold the folded "
+                "coefficients that go with it; fold the module in float64: f.double().fold()"
+            )
         plain = SLAF(
             self.degree,
             self.num_groups,
@@ -209,7 +221,7 @@ class SLAF(nn.Module):
             >>> type(p).__name__, p.domain.tolist(), round(float(p(1.0)), 4)
             ('Legendre', [-2.0, 2.0], 0.9219)
         """
-        if isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < self.num_groups:
+        if isinstance(group, bool) or not isinstance(group, (int, np.integer)) or not 0 <= group < self.num_groups:
             raise ValueError(f"group is {group!r}; this module has the groups 0 to {self.num_groups - 1}")
         row = (
             (self._folded_coeffs() if self.normalize else self.coeffs)
@@ -308,9 +320,27 @@ def inputs_by_group(inputs: Tensor, groups: int, dim: int) -> list[Tensor]:
     return [row[row.isfinite()] for row in rows]
 
 
-def initial_coeffs(
-    init: str | Tensor | Callable, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor
-) -> Tensor:
+Init = str | Tensor | Callable
+
+
+def as_init(init: str | Tensor | np.ndarray | Sequence | Callable) -> Init:
+    """`init` as a name, a function or a tensor of its own."""
+    if isinstance(init, str) or (callable(init) and not isinstance(init, Tensor)):
+        return init
+    if isinstance(init, Tensor):
+        return init.detach().clone()
+    try:
+        array = np.array(init, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
+    if array.ndim == 0:
+        raise ValueError(
+            f"init is {init!r}; it must be a name, a function of x, or a tensor or an array of coefficients"
+        )
+    return torch.from_numpy(array)
+
+
+def initial_coeffs(init: Init, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor) -> Tensor:
     """The values that `init` names, for a parameter like `coeffs`. Every kind of start has its place here."""
     if isinstance(init, Tensor):
         if init.shape not in (coeffs.shape, coeffs.shape[-1:]):
@@ -319,7 +349,7 @@ def initial_coeffs(
                 f"{tuple(coeffs.shape)}, or be one row of them, {tuple(coeffs.shape[-1:])}"
             )
         return init.to(coeffs).expand_as(coeffs)
-    identity = torch.tensor(identity_coeffs(degree, basis, domain)).to(coeffs).expand_as(coeffs)
+    identity = torch.from_numpy(identity_coeffs(degree, basis, domain)).to(coeffs).expand_as(coeffs)
     if init == "identity":
         return identity
     if init == "noisy_identity":
@@ -350,7 +380,7 @@ def variance_preserving(
     w = torch.from_numpy(weights / weights.sum())
     mean = w @ phi
     covariance = (phi - mean).T @ (w[:, None] * (phi - mean))
-    shares = torch.randn(coeffs.shape, dtype=torch.float64)
+    shares = torch.randn(coeffs.shape, dtype=torch.float64, device="cpu")
     shares[..., 1:] /= covariance.diagonal()[1:].sqrt()
     shares[..., 0] = 0
     rows = shares / torch.einsum("...i,ij,...j->...", shares, covariance, shares).sqrt().unsqueeze(-1)
@@ -359,7 +389,7 @@ def variance_preserving(
 
 
 def initial_normalized(
-    init: str | Tensor | Callable, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor
+    init: Init, degree: int, basis: Basis, domain: tuple[float, float] | None, coeffs: Tensor
 ) -> Tensor:
     """The β and w_k that `init` names. The terms have unit variance, so neither basis nor domain matters."""
     if isinstance(init, Tensor):

@@ -124,6 +124,7 @@ def to_polynomial(model: nn.Module, *, max_terms: int = 20_000) -> MultivariateP
     degree = max(itertools.accumulate(degrees, operator.mul, initial=1))
     digits = (math.lgamma(variables + degree + 1) - math.lgamma(variables + 1) - math.lgamma(degree + 1)) / math.log(10)
     count = f"10^{int(digits)}" if digits > 15 else f"{math.comb(variables + degree, degree):,}"
+    bases.check_integer(max_terms, "max_terms", 1)
     if digits > 15 or math.comb(variables + degree, degree) > max_terms:
         raise ValueError(
             f"the polynomial has {variables} variables and degree {degree}, so up to {count} terms; max_terms is "

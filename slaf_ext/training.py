@@ -17,9 +17,11 @@ Clipping needs nothing of ours. It matters for raw powers without normalisation,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -29,12 +31,22 @@ from .convert import ACTIVATIONS
 from .nn import SLAF
 
 
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+
+
+def _check_strength(strength: float) -> float:
+    return bases.check_real(strength, "strength", lambda t: 0 <= t < math.inf, "a finite number from 0 up")
+
+
 def slafs(model: nn.Module) -> list[SLAF]:
     """The SLAF modules of a model, each once.
 
     Raises:
         ValueError: there is none.
     """
+    _check_model(model)
     found = [module for module in model.modules() if isinstance(module, SLAF)]
     if not found:
         raise ValueError("the model holds no SLAF; slaf_ext.convert or training.replace_activations puts them in")
@@ -71,6 +83,10 @@ def param_groups(model: nn.Module, lr: float, *, coeffs_lr: float | None = None,
 
     Source: the authors' code of arXiv:1906.09529, "two learning rates", with that factor.
     """
+    wanted = "a finite number from 0 up"
+    lr = bases.check_real(lr, "lr", lambda t: 0 <= t < math.inf, wanted)
+    if coeffs_lr is not None:
+        coeffs_lr = bases.check_real(coeffs_lr, "coeffs_lr", lambda t: 0 <= t < math.inf, wanted)
     rate = 5 * lr if coeffs_lr is None else coeffs_lr
     return [
         {"params": weights(model), "lr": lr, **options},
@@ -134,8 +150,7 @@ def alternate(model: nn.Module, step: int, period: int) -> bool:
 
     Source: this project's own; the authors of arXiv:1906.09529 update both together.
     """
-    if period < 1:
-        raise ValueError(f"period is {period}; it must be at least 1")
+    step, period = bases.check_integer(step, "step", 0), bases.check_integer(period, "period", 1)
     train_coefficients = step // period % 2 == 1
     freeze_weights(model, train_coefficients)
     freeze_coefficients(model, not train_coefficients)
@@ -173,8 +188,7 @@ def coefficient_penalty(
     """
     if norm not in (1, 2):
         raise ValueError(f"norm is {norm!r}; it must be 1 or 2")
-    if strength < 0:
-        raise ValueError(f"strength is {strength}; it must be from 0 up")
+    strength = _check_strength(strength)
     for module in slafs(model):
         n = module.degree
         shares = [strength * (degree_weight(k, n) if degree_weight else 1.0) for k in range(n + 1)]
@@ -239,7 +253,8 @@ def range_penalty(
     Source: losses on the range are common where networks must stay polynomial, as for homomorphic encryption; the
     squared hinge is this project's choice.
     """
-    return RangeWatch(slafs(model), strength, interval and bases.check_interval(interval, "interval"))
+    interval = None if interval is None else bases.check_interval(interval, "interval")
+    return RangeWatch(slafs(model), _check_strength(strength), interval)
 
 
 class _Gate(nn.Module):
@@ -324,10 +339,12 @@ class MaxScale(nn.Module):
         self, num_channels: int | None = None, *, m: float = 2.0, n: float = 1e-5, decay: float = 0.99
     ) -> None:
         super().__init__()
-        self.num_channels = num_channels
-        self.decay = decay
-        self.m = nn.Parameter(torch.tensor(m))
-        self.n = nn.Parameter(torch.tensor(n))
+        self.num_channels = None if num_channels is None else bases.check_integer(num_channels, "num_channels", 1)
+        self.decay = bases.check_real(decay, "decay", lambda t: 0 <= t <= 1, "a number from 0 to 1")
+        self.m, self.n = (
+            nn.Parameter(torch.tensor(bases.check_real(value, name, math.isfinite, "a finite number")))
+            for name, value in (("m", m), ("n", n))
+        )
         if num_channels is not None:
             self.register_buffer("running_max", torch.ones(num_channels))
 
@@ -383,15 +400,16 @@ def replace_activations(
     Source: the abstract of arXiv:1906.09529 (SLAF beside standard activations); its authors' smallest hybrid is one
     SLAF of degree 2 in a ResNet-32.
     """
+    _check_model(model)
     if sum(choice is not None for choice in (every, index, names)) != 1:
         raise ValueError("give exactly one of every, index and names: which activations to replace")
     present = [name for name, module in model.named_modules() if isinstance(module, ACTIVATIONS)]
     if every is not None:
-        if every < 1:
-            raise ValueError(f"every is {every}; it must be at least 1")
+        every = bases.check_integer(every, "every", 1)
         chosen = present[::every]
     elif index is not None:
-        if not -len(present) <= index < len(present):
+        is_integer = isinstance(index, (int, np.integer)) and not isinstance(index, bool)
+        if not (is_integer and -len(present) <= index < len(present)):
             raise ValueError(f"index is {index} and the model holds {len(present)} activations: {', '.join(present)}")
         chosen = [present[index]]
     else:

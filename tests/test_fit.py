@@ -165,6 +165,11 @@ def test_a_function_that_works_in_place():
     [
         ({"fn": "rleu"}, "unknown function 'rleu'.*gelu"),
         ({"degree": -1}, "degree is -1"),
+        ({"degree": 10**9}, "degree is 1000000000; it must be an integer from 0 to 1000"),
+        ({"fn": ["relu"]}, r"unknown function \['relu'\]"),
+        ({"weight": 3}, "weight is 3; it must be None, 'normal' or a function"),
+        ({"domain": (-1e308, 1e308)}, "of width inf; float64 does not hold its map"),
+        ({"domain": (0, 1e-320)}, "of width 1e-320; float64 does not hold its map"),
         ({"domain": (2, 1)}, r"domain is \(2.0, 1.0\)"),
         ({"method": "best"}, "method is 'best'.*minimax"),
         ({"method": "minimax", "weight": "normal"}, "only 'lstsq' weighs"),

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,13 +99,50 @@ def test_trains():
     assert loss < 1e-6
 
 
+@pytest.mark.parametrize("init", [[1, 2, 3], (1.0, 2.0, 3.0), np.array([1, 2, 3]), np.float32([1, 2, 3])])
+def test_arrays_are_starts(init):
+    assert SLAF(2, init=init).coeffs.tolist() == [1, 2, 3]
+    assert SLAF(2, 2, init=init).coeffs.tolist() == [[1, 2, 3]] * 2
+    assert SLAF(2, 2, init=[init, init], normalize=True).coeffs.tolist() == [[1, 2, 3]] * 2
+    given = np.array([1.0, 2.0, 3.0])
+    module = SLAF(2, init=given)
+    given[:] = 0
+    module.reset_parameters()
+    assert module.coeffs.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("init", ["identity", "noisy_identity", "variance_preserving", "relu", torch.sin, [1.0] * 6])
+def test_a_default_device_matters_to_parameters_alone(init):
+    """With meta, on which nothing can be computed, so that whatever is made on the default device shows."""
+    with torch.device("meta"):
+        module = SLAF(5, 3, init=init, device="cpu")
+        assert SLAF(5, init=init).coeffs.is_meta
+        assert SLAF(5, normalize=True).running_var.is_meta
+        found = slaf_ext.fit("gelu", 4, domain=(-3, 3))
+        assert module.fold().coeffs.is_cpu
+        y = module(torch.randn(4, 3, device="cpu"))
+        assert y.is_cpu
+    assert module.coeffs.isfinite().all()
+    assert found.max_error < 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        ((-1,), {}, "degree is -1; it must be an integer from 0 up"),
+        ((-1,), {}, "degree is -1; it must be an integer from 0 to 10000"),
         ((2.0,), {}, "degree is 2.0; it must be an integer"),
         ((2, 0), {}, "num_groups is 0; it must be an integer from 1 up"),
+        ((10**9,), {}, "degree is 1000000000; it must be an integer from 0 to 10000"),
+        ((2,), {"normalize": "no"}, "normalize is 'no'; it must be True or False"),
+        ((2,), {"sync": 1}, "sync is 1; it must be True or False"),
+        ((2,), {"dtype": torch.int64}, "dtype is torch.int64; coefficients are float16"),
+        ((2,), {"dtype": torch.complex64}, "dtype is torch.complex64; coefficients are float16"),
         ((2,), {"init": "glorot"}, "init is 'glorot'; it must be"),
+        ((2,), {"init": None}, "init is None; it must be a name, a function"),
+        ((2,), {"init": ["a", 1, 2]}, r"init is \['a', 1, 2\]; it must be a name, a function"),
+        ((2,), {"init": [[1, 2], [3]]}, "init is .*; it must be a name, a function"),
+        ((2,), {"init": np.ones((2, 3, 4))}, r"init is a tensor of shape \(2, 3, 4\)"),
+        ((2,), {"init": 1.0}, r"init is 1\.0; it must be a name, a function"),
         (
             (2,),
             {"init": torch.zeros(4)},

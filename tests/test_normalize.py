@@ -213,18 +213,27 @@ def test_evaluation_trains_nothing_and_tracks_nothing():
     assert f.coeffs.grad.abs().sum() > 0
 
 
-def test_one_element_and_a_constant_channel_give_the_bias():
+def test_a_constant_channel_gives_the_bias():
     f = SLAF(3, 2, normalize=True, init=torch.tensor([[0.5, 1, 2, 3], [-1.0, 1, 2, 3]]))
     # The variance is 0, so the folded coefficients are 1 / sqrt(eps) = 316 times the weights, and round accordingly.
-    x = torch.tensor([[0.7, -0.3]], requires_grad=True)
+    x = torch.tensor([[0.7, -0.3], [0.7, -0.3]], requires_grad=True)
     y = f(x)
-    torch.testing.assert_close(y, torch.tensor([[0.5, -1.0]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(y, torch.tensor([[0.5, -1.0]]).expand(2, 2), atol=1e-3, rtol=0)
     y.sum().backward()
-    torch.testing.assert_close(x.grad, torch.zeros(1, 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(x.grad, torch.zeros(2, 2), atol=1e-3, rtol=0)
     y = f(torch.full((4, 2, 3), 0.5))
     torch.testing.assert_close(y, torch.tensor([0.5, -1.0]).view(1, 2, 1).expand(4, 2, 3), atol=1e-3, rtol=0)
     f, x = f.double(), x.detach().double()
-    torch.testing.assert_close(f(x), torch.tensor([[0.5, -1.0]], dtype=torch.float64), atol=1e-10, rtol=0)
+    torch.testing.assert_close(f(x), torch.tensor([[0.5, -1.0]] * 2, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((1, 2), 2), ((1,), 1), ((1, 3, 1, 1), 3)])
+def test_one_element_a_group_has_no_variance(shape, groups):
+    f = SLAF(2, groups, normalize=True)
+    with pytest.raises(ValueError, match="one element for each row of coeffs, and so no variance"):
+        f(torch.ones(shape))
+    assert f.num_batches_tracked == 0
+    assert f.eval()(torch.ones(shape)).isfinite().all()
 
 
 @pytest.mark.parametrize("value", [5.0, -100.0])
@@ -259,12 +268,99 @@ def test_nan_stays_in_its_group():
     y = f(x)
     assert y[:, 2].isnan().all()
     assert not y[:, :2].isnan().any()
-    assert f.running_mean.isnan().any(1).tolist() == [False, False, True]
+    # The statistics that it would spoil for good stay what they were; the others move on.
+    assert f.running_mean.isfinite().all()
+    assert (f.running_mean[:2] != 0).all()
+    assert torch.equal(f.running_mean[2], torch.zeros(2))
+    assert f.eval()(torch.randn(4, 3, 5)).isfinite().all()
+
+
+LARGE = {
+    "degree 12 at 12": ("chebyshev", 12, 12),
+    "degree 21 at 1": ("chebyshev", 21, 1),
+    "degree 20 at 1": ("legendre", 20, 1),
+    "degree 29 at 1": ("monomial", 29, 1),
+    "degree 5 at 1e4": ("monomial", 5, 1e4),
+    "beyond float32 themselves": ("monomial", 8, 1e9),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LARGE)
+def test_values_whose_squares_float32_does_not_hold(case, dtype, groups):
+    """Output, statistics and gradients are those of float64, and the module goes on as if nothing had happened."""
+    basis, degree, size = LARGE[case]
+    x = (size * torch.randn(256, 4)).to(dtype).requires_grad_()
+    seed = torch.randn(256, 4).to(dtype)
+    f = SLAF(degree, groups, basis=basis, normalize=True, momentum=1.0, init="noisy_identity")
+    exact = SLAF(degree, groups, basis=basis, normalize=True, momentum=1.0, dtype=torch.float64, init=f.coeffs)
+    wide = x.detach().double().requires_grad_()
+    y, expected = f(x), exact(wide)
+    spec = reference.spec(exact.coeffs, basis, 1, None, "extrapolate")
+    torch.testing.assert_close(expected, reference.normalized(wide, exact.coeffs, *spec, eps=1e-5)[0])
+    y.backward(seed)
+    expected.backward(seed.double())
+    eps = 2 * torch.finfo(dtype).eps + 2e-6
+    for got, want in ((y, expected), (x.grad, wide.grad), (f.coeffs.grad, exact.coeffs.grad)):
+        assert (got - want).norm() <= eps * want.norm()
+    torch.testing.assert_close(f.running_var, exact.running_var, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        f.running_mean, exact.running_mean, rtol=1e-4, atol=1e-4 * exact.running_var.max().sqrt()
+    )
+    # In evaluation mode too, and after an ordinary batch.
+    want = exact.eval()(wide)
+    assert (f.eval()(x) - want).norm() <= (100 * eps) * want.norm()
+    x = torch.randn(256, 4).to(dtype)
+    f.train()(x)
+    assert f.eval()(x).isfinite().all()
+
+
+def test_what_float64_does_not_hold_is_nan_and_spoils_nothing():
+    f = SLAF(12, normalize=True, basis="monomial", dtype=torch.float64)
+    assert f(1e20 * torch.randn(64, 2, dtype=torch.float64)).isnan().all()
+    assert f.eval()(torch.randn(4, 2, dtype=torch.float64)).isfinite().all()
+
+
+def test_folded_coefficients_that_float32_does_not_hold_are_refused():
+    f = SLAF(8, basis="monomial", normalize=True)
+    f(1e9 * torch.randn(256, 4))
+    with pytest.raises(ValueError, match=r"a running variance is .*; fold the module in float64"):
+        f.fold()
+    x = torch.randn(5, 4).double()
+    torch.testing.assert_close(f.double().fold()(x), f.eval()(x))
+
+
+@pytest.mark.parametrize("eps", [-1.0, 0.0, float("nan"), float("inf"), "a", None, [1.0]])
+def test_an_eps_that_is_none_gets_a_sentence(eps):
+    x, coeffs = case((4, 3, 5), 3, 2)
+    spec = reference.spec(coeffs, "chebyshev", 1, None, "extrapolate")
+    mean, variance = torch.ops.slaf_ext.slaf_moments(x, coeffs, *spec)
+    calls = [lambda: SLAF(2, normalize=True, eps=eps), lambda: normalized_slaf(x, coeffs, eps=eps)]
+    if isinstance(eps, float):
+        calls.append(
+            lambda: torch.ops.slaf_ext.slaf_normalized_backward(x, x, coeffs, mean, variance, *spec, eps, True)
+        )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"eps is .*; it must be a finite number greater than 0"):
+            call()
+
+
+def test_degree_0_and_linear_edges():
+    x = torch.randn(3, 4, requires_grad=True)
+    for outside in ("extrapolate", "linear"):
+        y, *_ = normalized_slaf(x, torch.tensor([0.5]), outside=outside)
+        assert torch.equal(y, torch.full((3, 4), 0.5))
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"momentum": 1.5}, "momentum is 1.5"), ({"eps": 0.0}, "eps is 0.0"), ({"eps": -1.0}, "eps is -1.0")],
+    [
+        ({"momentum": 1.5}, "momentum is 1.5; it must be a number from 0 to 1, or None"),
+        ({"momentum": "a"}, "momentum is 'a'; it must be"),
+        ({"momentum": float("nan")}, "momentum is nan; it must be"),
+    ],
 )
 def test_wrong_options_get_a_sentence(options, message):
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import torch
 
 import slaf_ext
 from slaf_ext import bases
+from slaf_ext.functional import normalized_slaf
 from slaf_ext.reference import spec
 
 OPS = torch.ops.slaf_ext
@@ -126,9 +127,101 @@ def test_the_same_sentence_from_the_function_the_operators_and_the_definition(ca
 def test_layouts_without_strides(layout):
     x = torch.nested.nested_tensor([X[0], X[1]]) if layout == "nested" else X.detach()
     x = x.to_mkldnn() if layout is torch._mkldnn else x.to_sparse(layout=layout) if layout != "nested" else x
-    for f in (slaf_ext.slaf, slaf_ext.reference.slaf):
-        with pytest.raises(ValueError, match=rf"x is {str(layout).removeprefix('torch.')}; slaf needs a dense tensor"):
-            f(x, A)
+    arguments, statistics = spec(A, "chebyshev", 1, None, "extrapolate"), torch.zeros(2, dtype=torch.float64)
+    kind = str(layout).removeprefix("torch.")
+    calls = {
+        "x": [
+            lambda: slaf_ext.slaf(x, A),
+            lambda: slaf_ext.reference.slaf(x, A),
+            lambda: slaf_ext.basis_values(x, 2),
+            lambda: normalized_slaf(x, A),
+            lambda: slaf_ext.SLAF(2, normalize=True)(x),
+            lambda: OPS.slaf(x, A, *arguments),
+            lambda: OPS._slaf(x, A, arguments.packed),
+            lambda: OPS.slaf_backward(X, x, A, *arguments, True, True),
+            lambda: OPS.slaf_moments(x, A, *arguments),
+            lambda: OPS.slaf_normalized_backward(X, x, A, statistics, statistics, *arguments, 1e-5, True),
+        ],
+        "grad_output": [
+            lambda: OPS.slaf_backward(x, X, A, *arguments, True, True),
+            lambda: OPS.slaf_normalized_backward(x, X, A, statistics, statistics, *arguments, 1e-5, True),
+        ],
+        "coeffs": [lambda: slaf_ext.slaf(X, x), lambda: normalized_slaf(X, x), lambda: OPS.slaf(X, x, *arguments)],
+        "mean": [lambda: OPS.slaf_normalized_backward(X, X, A, x, statistics, *arguments, 1e-5, True)],
+    }
+    for name, group in calls.items():
+        for call in group:
+            with pytest.raises(ValueError, match=rf"{name} (is|are) {kind}; slaf needs a dense tensor"):
+                call()
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # torch's own, on its prototypes
+def test_jagged_tensors():
+    """One polynomial serves the values of a jagged tensor, as relu does; rows of coefficients do not."""
+    parts = [torch.randn(n, 4) for n in (3, 1, 5)]
+    x = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+    module = slaf_ext.SLAF(3, init="noisy_identity")
+    y = module(x)
+    for one, part in zip(y.unbind(), parts, strict=True):
+        assert torch.equal(one, module(part))
+    z = (y + x.relu()).values()  # the same ragged dimension
+    z.sum().backward()
+    leaf = torch.cat(parts).requires_grad_()
+    coeffs_gradient, module.coeffs.grad = module.coeffs.grad, None
+    (module(leaf) + leaf.relu()).sum().backward()
+    torch.testing.assert_close(x.grad.values(), leaf.grad)
+    torch.testing.assert_close(coeffs_gradient, module.coeffs.grad)
+    transposed = x.detach().transpose(1, 2)
+    torch.testing.assert_close(module(transposed).transpose(1, 2).values(), y.values())
+    with pytest.raises(ValueError, match=r"x is a jagged nested tensor and coeffs have shape \(4, 3\); .* \(K,\)"):
+        slaf_ext.slaf(x, torch.randn(4, 3), dim=-1)
+    for call in (lambda: normalized_slaf(x, A), lambda: slaf_ext.SLAF(2, normalize=True)(x)):
+        with pytest.raises(ValueError, match="x is nested; slaf needs a dense tensor"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "uint4", "uint16"])
+def test_dtypes_that_are_not_served(name):
+    dtype = getattr(torch, name)
+    if name == "uint4":
+        x = torch.empty(3, 4, dtype=dtype)
+    else:
+        x = torch.zeros(3, 4 * dtype.itemsize, dtype=torch.uint8).view(dtype)
+    arguments, statistics = spec(A, "chebyshev", 1, None, "extrapolate"), torch.zeros(2, dtype=torch.float64)
+    for call in (
+        lambda: slaf_ext.slaf(x, A),
+        lambda: normalized_slaf(x, A),
+        lambda: slaf_ext.basis_values(x, 2),
+        lambda: slaf_ext.slaf(X, x.view(-1)),
+        lambda: OPS.slaf(x, A, *arguments),
+        lambda: OPS._slaf(x, A, arguments.packed),
+        lambda: OPS._slaf(X, A, x),
+        lambda: OPS.slaf_backward(x, X, A, *arguments, True, True),
+        lambda: OPS.slaf_moments(x, A, *arguments),
+        lambda: OPS.slaf_normalized_backward(X, X, A, x, statistics, *arguments, 1e-5, True),
+    ):
+        with pytest.raises(ValueError, match=r"(x|coeffs|grad_output|the spec|mean) (is|are|has) "):
+            call()
+
+
+def test_none_in_place_of_a_tensor():
+    arguments, statistics = spec(A, "chebyshev", 1, None, "extrapolate"), torch.zeros(2, dtype=torch.float64)
+    for call in (
+        lambda: OPS._slaf(None, A, arguments.packed),
+        lambda: OPS._slaf(X, None, arguments.packed),
+        lambda: OPS._slaf(X, A, None),
+        lambda: OPS._slaf_backward(None, X, A, arguments.packed, True, True),
+        lambda: OPS.slaf_moments(None, A, *arguments),
+        lambda: OPS.slaf_normalized_backward(None, X, A, statistics, statistics, *arguments, 1e-5, True),
+        lambda: OPS.slaf_normalized_backward(X, X, A, None, statistics, *arguments, 1e-5, True),
+        lambda: OPS.slaf_normalized_backward(X, X, A, statistics, None, *arguments, 1e-5, True),
+    ):
+        with pytest.raises(ValueError, match=r"(x|coeffs|grad_output|the spec|mean|variance) is None; it must be"):
+            call()
+    for call in (lambda: slaf_ext.SLAF(2, normalize=True)(None), lambda: normalized_slaf(None, A)):
+        with pytest.raises(TypeError, match="x is a NoneType; it must be a tensor"):
+            call()
 
 
 @pytest.mark.parametrize(
@@ -339,10 +432,13 @@ def test_what_is_no_tensor():
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
 
-def test_every_operator_with_kernels_has_an_answer_on_cuda():
-    """A kernel, or the sentence that says there is none: a tensor on a GPU must not meet the dispatcher's own words."""
+@pytest.mark.parametrize(
+    "key", ["CUDA", "SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "NestedTensorCPU", "XPU", "MPS"]
+)
+def test_every_operator_has_an_answer_on_every_backend(key):
+    """A kernel, or the sentence that says there is none: no tensor must meet the dispatcher's own words."""
     names = torch._C._dispatch_get_all_op_names()
     with_kernels = [n for n in names if n.startswith("slaf_ext::") and has_kernel(n, "CPU")]
     assert len(with_kernels) == 6
     for name in with_kernels:
-        assert has_kernel(name, "CUDA"), name
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key), name

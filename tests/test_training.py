@@ -284,3 +284,39 @@ def test_a_hybrid_has_the_dtype_the_device_and_the_mode_of_the_model():
 def test_wrong_choices_get_a_sentence(choice, message):
     with pytest.raises(ValueError, match=message):
         training.replace_activations(relus(), degree=2, **choice)
+
+
+NET = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), slaf_ext.SLAF(2), nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: training.param_groups(NET, "a"), "lr is 'a'; it must be a finite number from 0 up"),
+        (lambda: training.param_groups(NET, 0.1, coeffs_lr=-1.0), "coeffs_lr is -1.0; it must be"),
+        (lambda: training.coefficient_penalty(NET, float("nan")), "strength is nan; it must be"),
+        (lambda: training.coefficient_penalty(NET, "a"), "strength is 'a'; it must be"),
+        (lambda: training.range_penalty(NET, -1.0), "strength is -1.0; it must be"),
+        (lambda: training.alternate(NET, "a", 2), "step is 'a'; it must be an integer from 0 up"),
+        (lambda: training.alternate(NET, 1, 0), "period is 0; it must be an integer from 1 up"),
+        (lambda: training.MaxScale(-3), "num_channels is -3; it must be"),
+        (lambda: training.MaxScale(m="a"), "m is 'a'; it must be a finite number"),
+        (lambda: training.MaxScale(decay=5), "decay is 5; it must be a number from 0 to 1"),
+        (lambda: training.replace_activations(NET, degree=2, every="a"), "every is 'a'; it must be an integer"),
+        (lambda: training.replace_activations(NET, degree=2, index="a"), "index is a and the model holds 1"),
+        (lambda: slaf_ext.to_polynomial(NET[2:], max_terms="a"), "max_terms is 'a'; it must be an integer"),
+    ],
+)
+def test_arguments_that_are_none_get_a_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_what_is_no_module_gets_a_sentence():
+    for call in (
+        lambda: training.param_groups(None, 0.1),
+        lambda: training.freeze_weights("net"),
+        lambda: training.replace_activations(None, degree=2, every=1),
+    ):
+        with pytest.raises(TypeError, match=r"model is a \w+; it must be a torch.nn.Module"):
+            call()
