@@ -1,6 +1,7 @@
 """What is built works from any folder, and with every instruction set that this machine can run."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 import slaf_ext
 
+ROOT = Path(__file__).parent.parent
 COMPARE = """
 import torch, slaf_ext
 worst = 0.0
@@ -31,10 +33,10 @@ print(slaf_ext.ops._C.instruction_set(), worst)
 
 
 def run(code, tmp_path, **environment):
-    arguments = [sys.executable, *code]
-    return subprocess.run(
-        arguments, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    ).stdout
+    environment = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, *code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_facts_for_a_bug_report(tmp_path):
@@ -64,3 +66,43 @@ def test_every_instruction_set(capability, tmp_path):
     if capability == "default":
         assert name.startswith("baseline") or "x86" not in os.uname().machine
     assert float(worst) < 16, f"{name}: off by {worst} units in the last place"
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source distribution of what git tracks, unpacked."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout of git, which tells what a source distribution must hold")
+    folder = tmp_path_factory.mktemp("sdist")
+    for name in tracked():
+        (folder / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "checkout" / name)
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('..'))"
+    *_, archive = run(["-c", build], folder / "checkout", SLAF_EXT_CUDA="0").splitlines()
+    shutil.unpack_archive(folder / archive, folder)
+    return folder / archive.removesuffix(".tar.gz")
+
+
+def tracked():
+    return subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+
+
+def test_the_sdist_holds_all_that_git_tracks(sdist):
+    missing = [name for name in tracked() if not (sdist / name).is_file()]
+    assert not missing, f"the source distribution lacks {missing}; name them in MANIFEST.in"
+
+
+def test_every_source_and_include_is_in_the_sdist(sdist):
+    """Those of the CUDA kernels too, which are not compiled below."""
+    named = re.findall(r'"(csrc/[\w/]+\.(?:cpp|cu))"', (sdist / "setup.py").read_text())
+    assert any(name.endswith(".cu") for name in named)
+    assert [name for name in named if not (sdist / name).is_file()] == []
+    files = [path for path in sdist.glob("csrc/**/*") if path.is_file()]
+    included = [(path, name) for path in files for name in re.findall(r'#include "(.*)"', path.read_text())]
+    assert any(path.suffix == ".cu" for path, _ in included)
+    assert [(path, name) for path, name in included if not (path.parent / name).is_file()] == []
+
+
+def test_the_sdist_builds_and_passes_a_test(sdist):
+    run(["setup.py", "-q", "build_ext", "--inplace"], sdist, SLAF_EXT_CUDA="0")
+    assert " passed" in run(["-m", "pytest", "tests/test_bases.py", "-k", "values"], sdist)
