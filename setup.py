@@ -1,18 +1,49 @@
 """Builds the extension; everything else about the package stands in pyproject.toml."""
 
+import ast
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sysconfig
+from importlib import metadata
 from pathlib import Path
+
+root = Path(__file__).parent
+# Torch looks for ninja on PATH alone, where pip does not put it unless the environment is activated.
+os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
+
+
+def check_requirements() -> None:
+    """Ends the build where one of its requirements is missing or too old; without isolation, pip does not look."""
+    listed = re.search(r"^requires = (\[.*\])", (root / "pyproject.toml").read_text(), re.MULTILINE)
+    needed, unmet, reasons = ast.literal_eval(listed[1]), [], []
+    for requirement in needed:
+        name, _, least = requirement.partition(">=")
+        try:
+            found = metadata.version(name) if name != "ninja" else shutil.which(name)
+        except metadata.PackageNotFoundError:
+            found = None
+        if not found or (least and numbers(found) < numbers(least)):
+            unmet.append(requirement)
+            reasons.append(f"{name} is {found or 'missing'}")
+    if unmet:
+        advice = f"the build needs {', '.join(needed)}: pip install {shlex.join(unmet)}"
+        raise SystemExit(f"slaf_ext: {', '.join(reasons)}; {advice}")
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+check_requirements()
 
 import pybind11
 import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
-root = Path(__file__).parent
 headers = [str(path.relative_to(root)) for path in [*root.glob("csrc/**/*.h"), *root.glob("csrc/**/*.cuh")]]
 
 # The stable ABI of torch 2.10: one binary serves every torch from there on.
@@ -24,49 +55,47 @@ cxx = [*common, "-fno-wrapv", "-g0", "-ffp-contract=fast", "-fno-trapping-math",
 
 def check_compiler(variable: str, otherwise: str) -> None:
     """Ends the build if the compiler that a variable names, or else `otherwise`, is missing or too old for C++20."""
-    command = os.environ.get(variable, otherwise)
+    command, advice = os.environ.get(variable, otherwise), f"set {variable} to g++ 11 or later, for C++20."
     try:
-        told = [
-            subprocess.check_output([*shlex.split(command), f"-{what}version"], text=True) for what in ("-", "dump")
-        ]
+        banner, version = (
+            subprocess.check_output([*shlex.split(command), option], text=True).strip()
+            for option in ("--version", "-dumpversion")
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"slaf_ext: {command} does not run ({error}); set {variable} to g++ 11 or later.") from None
-    if "clang" not in told[0] and int(told[1].split(".")[0]) < 11:
-        version = told[1].strip()
-        raise SystemExit(f"slaf_ext: {command} is version {version}; set {variable} to g++ 11 or later, for C++20.")
+        raise SystemExit(f"slaf_ext: {command} does not run ({error}); {advice}") from None
+    if "clang" not in banner and numbers(version) < [11]:
+        raise SystemExit(f"slaf_ext: {command} is version {version}; {advice}")
 
 
 def cuda_home() -> Path | None:
     """Where CUDA is, if its kernels are built: if SLAF_EXT_CUDA is 1, or it is unset and torch and nvcc are there."""
-    asked = os.environ.get("SLAF_EXT_CUDA", "1" if torch.version.cuda else "0")
+    wanted, asked = torch.version.cuda, os.environ.get("SLAF_EXT_CUDA")
+    if asked not in (None, "0", "1"):
+        raise SystemExit(f"slaf_ext: SLAF_EXT_CUDA is {asked!r}; set it to 1 to build the CUDA kernels, or to 0.")
+    if asked is None and not wanted:
+        print("slaf_ext: the CPU kernels alone are built, as torch has no CUDA; SLAF_EXT_CUDA=1 builds all.")
+    if not (int(asked) if asked else wanted):
+        return None
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(named, "bin/nvcc") if named else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
-    if asked not in ("0", "1"):
-        raise SystemExit(f"slaf_ext: SLAF_EXT_CUDA is {asked!r}; set it to 1 to build the CUDA kernels, or to 0.")
-    if asked == "0":
-        if "SLAF_EXT_CUDA" not in os.environ:
-            print("slaf_ext: the CPU kernels alone are built, as torch has no CUDA; SLAF_EXT_CUDA=1 builds all.")
-        return None
     if not nvcc.exists():
-        advice = f"no nvcc at {nvcc}; install the CUDA toolkit {torch.version.cuda or ''} or set CUDA_HOME to it"
-        if "SLAF_EXT_CUDA" in os.environ:
-            raise SystemExit(f"slaf_ext: SLAF_EXT_CUDA={asked} asks for the CUDA kernels and there is {advice}.")
-        print(f"slaf_ext: the CPU kernels alone are built: there is {advice} for the CUDA kernels.")
+        advice = f"there is no nvcc at {nvcc}; install the CUDA toolkit {wanted or ''} or set CUDA_HOME to it"
+        if asked:
+            raise SystemExit(f"slaf_ext: SLAF_EXT_CUDA={asked} asks for the CUDA kernels and {advice}.")
+        print(f"slaf_ext: the CPU kernels alone are built: {advice} for the CUDA kernels.")
         return None
-    release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
-    version = (int(release[1]), int(release[2])) if release else (0, 0)
-    wanted = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else max(version[0], 12)
-    if version[0] != wanted or version < (12, 1):
-        reason = (
-            f"torch was built with CUDA {torch.version.cuda}" if torch.version.cuda else "C++20 takes 12.1 or later"
-        )
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = (re.findall(r"release ([\d.]+)", told) or ["of no release"])[0]
+    version = numbers(release)[:2]
+    if version < [12, 1] or (wanted and version[0] != numbers(wanted)[0]):
+        reason = f"torch was built with CUDA {wanted}" if wanted else "C++20 takes 12.1 or later"
         raise SystemExit(
-            f"slaf_ext: {nvcc} is CUDA {version[0]}.{version[1]} and {reason}; set CUDA_HOME to a toolkit of CUDA "
-            f"{wanted if wanted > 12 else '12.1 or later'}, or SLAF_EXT_CUDA=0 to do without."
+            f"slaf_ext: {nvcc} is CUDA {release} and {reason}; set CUDA_HOME to a toolkit of CUDA "
+            f"{wanted or '12.1 or later'}, or SLAF_EXT_CUDA=0 to do without."
         )
     check_compiler("CC", "g++")  # nvcc's own compiler: torch hands it CC, or nvcc finds g++
     if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX" if version >= [12, 8] else "8.0;9.0+PTX")
     # nvcc may be a script that calls the real one, which tells where it lives.
     told = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
     home = re.search(r"TOP=(\S+)", told)

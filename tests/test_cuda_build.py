@@ -7,7 +7,10 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
+import sysconfig
 from collections import defaultdict
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,7 @@ def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked
     for name, value in (("CUDA_HOME", str(tmp_path)), ("SLAF_EXT_CUDA", asked), ("TORCH_CUDA_ARCH_LIST", "9.0")):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     compiler = str(tmp_path / "bin/g++") if cxx else "g++"
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # to which setup.py adds
     for variable, command in {"CXX": compiler, "CC": compiler, **(compilers or {})}.items():
         monkeypatch.setenv(variable, command)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
@@ -131,8 +135,9 @@ def configure(monkeypatch, tmp_path, torch_cuda=None, nvcc=None, cxx=None, asked
         (
             {"torch_cuda": "13.0", "nvcc": "12.8"},
             True,
-            "is CUDA 12.8 and torch was built with CUDA 13.0; set CUDA_HOME to a toolkit of CUDA 13, or SLAF_EXT_CUDA",
+            "is CUDA 12.8 and torch was built with CUDA 13.0; set CUDA_HOME to a toolkit of CUDA 13.0, or SLAF_",
         ),
+        ({"asked": "1", "nvcc": "ask"}, True, "is CUDA of no release and C.*20 takes 12.1 or later; set CUDA_HOME"),
         ({"asked": "1", "nvcc": "11.8"}, True, "is CUDA 11.8 and C.*20 takes 12.1 or later; set CUDA_HOME to .* 12.1"),
         ({"asked": "1", "nvcc": "13.0", "cxx": "9.4.0"}, True, r"is version 9.4.0; set CXX to g\+\+ 11 or later"),
         ({"cxx": "9.4.0"}, True, r"is version 9.4.0; set CXX to g\+\+ 11 or later"),
@@ -151,3 +156,44 @@ def test_configuration_ends_in_a_build_or_a_sentence(options, ends, sentence, tm
     end = configure(monkeypatch, tmp_path, **options)
     assert (end is not None) == ends
     assert re.search(sentence, end or capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("found", "reasons", "advice"),
+    [
+        ({"setuptools": "65.5.0"}, "setuptools is 65.5.0;", "pip install 'setuptools>=77'"),
+        ({"torch": "2.9.1+cpu"}, "torch is 2.9.1+cpu;", "pip install 'torch>=2.10'"),
+        ({"pybind11": "2.12.0", "numpy": None}, "pybind11 is 2.12.0, numpy is missing;", "'pybind11>=2.13' numpy"),
+        ({"ninja": None}, "ninja is missing;", "pip install ninja"),
+    ],
+)
+def test_a_requirement_that_is_missing_or_too_old_is_named_with_the_rest(found, reasons, advice, tmp_path, monkeypatch):
+    """As under pip install --no-build-isolation, where pip does not look."""
+
+    def version(name):
+        if found.get(name, "999") is None:
+            raise metadata.PackageNotFoundError(name)
+        return found.get(name, "999")
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(shutil, "which", lambda name: found.get(name, f"/usr/bin/{name}"))
+    end = configure(monkeypatch, tmp_path, asked="0")
+    assert end.startswith(f"slaf_ext: {reasons} the build needs setuptools>=77, torch>=2.10, pybind11>=2.13, ninja, ")
+    assert end.endswith(advice)
+
+
+def test_a_build_without_any_requirement_ends_in_a_sentence():
+    """Without site-packages there is none; setup.py must say so before it imports one."""
+    done = subprocess.run([sys.executable, "-S", "setup.py", "sdist"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("slaf_ext: setuptools is missing, torch is missing, pybind11 is missing, ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ninja_is_found_beside_a_python_that_is_not_activated(tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "ninja").touch(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / name))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert configure(monkeypatch, tmp_path, cxx="13.2.0", asked="0") is None
+    assert shutil.which("ninja") == str(tmp_path / "scripts" / "ninja")
