@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-from . import reference
+from . import __path__, reference
 from .reference import OUTSIDE, Spec
 
 try:
@@ -34,10 +35,19 @@ try:
     if _has_cuda:
         torch.ops.load_library(CUDA_LIBRARY)
 except (ImportError, OSError) as error:
+    tags = [
+        path.name[3:] for folder in __path__ for path in Path(folder).glob("_C.*") if path.suffix in (".so", ".pyd")
+    ]
+    if not tags:
+        reason = f"slaf_ext is not built: there is no compiled part in {' or '.join(__path__)}"
+    elif not {f".{tag}" for tag in tags} & set(EXTENSION_SUFFIXES):
+        reason = f"slaf_ext is built for another Python, {', '.join(tags)}; this one is {EXTENSION_SUFFIXES[0][1:]}"
+    else:
+        reason = f"the compiled part of slaf_ext does not load with torch {torch.__version__} ({error})"
     raise ImportError(
-        f"the compiled part of slaf_ext does not load with torch {torch.__version__} ({error}); "
-        "build it for this Python and this torch: pip install --no-build-isolation --force-reinstall --no-deps ."
-    ) from error
+        f"{reason}; build it for this Python and this torch, in the folder of its sources: "
+        "pip install --no-build-isolation --force-reinstall --no-deps ."
+    ) from None
 
 # The operators that autograd passes by, with the spec in one tensor: where tensors are small, time goes with the number
 # of arguments. `_op` is what a call of an operator comes down to, without the Python around it.

@@ -2,9 +2,11 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,10 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
 print(slaf_ext.ops._C.instruction_set(), worst)
 """
 
+NOT_SOURCES = shutil.ignore_patterns("_C.*", "_cuda.*", "__pycache__")
+# An editable install finds the compiled part by a hook of its own, which the others do not have.
+UNHOOKED = "import sys; sys.meta_path[:] = [hook for hook in sys.meta_path if 'Editable' not in str(hook)]; "
+
 
 def run(code, tmp_path, **environment):
     environment = {**os.environ, **environment}
@@ -48,15 +54,35 @@ def test_facts_for_a_bug_report(tmp_path):
 def test_the_folder_of_the_sources_is_no_obstacle(tmp_path):
     """Where `pip install .` was run, Python meets the sources first, which have no compiled part."""
     package = Path(slaf_ext.__file__).parent
-    ignore = shutil.ignore_patterns("_C.*", "_cuda.*", "__pycache__")
-    sources = shutil.copytree(package, tmp_path / "sources" / "slaf_ext", ignore=ignore)
+    sources = shutil.copytree(package, tmp_path / "sources" / "slaf_ext", ignore=NOT_SOURCES)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "slaf_ext").symlink_to(package)
-    # An editable install finds the compiled part by a hook of its own, which the others do not have.
-    hooks = "import sys; sys.meta_path[:] = [hook for hook in sys.meta_path if 'Editable' not in str(hook)]; "
     code = "import slaf_ext; print(slaf_ext.__file__, slaf_ext.SLAF(1)(slaf_ext.ops.torch.ones(2, 2)).sum().item())"
-    printed = run(["-c", hooks + code], sources.parent, PYTHONPATH=str(tmp_path / "site"))
+    printed = run(["-c", UNHOOKED + code], sources.parent, PYTHONPATH=str(tmp_path / "site"))
     assert printed.split() == [str(sources / "__init__.py"), "4.0"]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "sentence"),
+    [
+        ({}, r"slaf_ext is not built: there is no compiled part in \S+/slaf_ext; build it "),
+        ({"_C.cpython-39-darwin.so": b""}, r"built for another Python, cpython-39-darwin\.so; this one is \S*\.so; "),
+        ({f"_C{EXTENSION_SUFFIXES[0]}": b"no library"}, r"does not load with torch \d\S+ \(.*(ELF|mach-o|short).*\); "),
+    ],
+)
+def test_what_cannot_be_imported_says_why_and_what_to_do(compiled, sentence, tmp_path):
+    """In a checkout where nothing is built, or something that does not serve."""
+    package = shutil.copytree(Path(slaf_ext.__file__).parent, tmp_path / "slaf_ext", ignore=NOT_SOURCES)
+    for name, content in compiled.items():
+        (package / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", UNHOOKED + "import slaf_ext"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert re.search(f"ImportError: .*{sentence}.*: pip install --no-build-isolation .*\\.\n$", done.stderr), (
+        done.stderr
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert "circular" not in done.stderr
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
@@ -66,6 +92,15 @@ def test_every_instruction_set(capability, tmp_path):
     if capability == "default":
         assert name.startswith("baseline") or "x86" not in os.uname().machine
     assert float(worst) < 16, f"{name}: off by {worst} units in the last place"
+
+
+def test_the_readme_installs_all_that_the_build_needs():
+    (listed,) = re.findall(r"^requires = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^pip install .*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    needed = {name.strip('"') for name in listed.split(", ")}
+    installs, build = (shlex.split(part) for part in command.split(" && "))
+    assert needed - set(installs) == {"torch>=2.10"}  # which is the user's own
+    assert build == ["pip", "install", "--no-build-isolation", "."]
 
 
 @pytest.fixture(scope="module")
