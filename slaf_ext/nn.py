@@ -15,6 +15,7 @@ from .bases import Basis
 from .fit import FUNCTIONS, fit
 from .functional import basis_values, normalized_slaf, slaf
 from .ops import LARGE_VARIANCE, is_beyond_float32
+from .plot import draw
 from .reference import DTYPES, check_dense, check_dim, check_eps, check_outside, fold
 from .series import Series, to_numpy
 
@@ -237,63 +238,29 @@ class SLAF(nn.Module):
         """Draws the learned curve of every group, over a histogram of inputs where some are given.
 
         A normalised module is drawn as it is in evaluation mode. With inputs, a curve spans those of its group;
-        without, the domain and a tenth of it on either side. Dotted lines mark the domain.
+        without, the domain and a tenth of it on either side. Dotted lines mark the domain. A legend, or a colour bar of
+        more than eight, tells the groups apart. The picture is as high, and with inputs as wide, as it takes to show
+        where most groups are for most of the inputs: a curve that soars leaves it.
 
         Args:
             ax: the matplotlib axes to draw on; None for new ones.
             inputs: inputs that were seen; of these, about a million serve. They need not have the module's groups along
-                `dim`; every curve spans all of them then. The height is that of the curves over the middle 99 %.
-            max_groups: of more groups than that, this many are drawn, evenly chosen.
+                `dim`; every curve spans all of them then.
+            max_groups: of more groups than that, this many are drawn, evenly chosen; the key says of how many.
 
         Returns:
             The axes.
 
         Raises:
             ImportError: matplotlib is not installed.
+            TypeError: inputs that are no tensor, or a complex one.
+            ValueError: max_groups is no integer from 1 up.
 
         Example:
             >>> import slaf_ext
             >>> ax = slaf_ext.SLAF(5, init="gelu", domain=(-3, 3)).plot()  # doctest: +SKIP
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError("plot needs matplotlib, which is not installed: pip install matplotlib") from error
-        if ax is None:
-            ax = pyplot.figure(layout="constrained").subplots()
-        lo, hi = self.domain or self.basis.domain
-        chosen = np.unique(np.linspace(0, self.num_groups - 1, min(max_groups, self.num_groups)).astype(int))
-        seen = [torch.empty(0)] if inputs is None else inputs_by_group(inputs, self.num_groups, self.dim)
-        values = torch.cat(seen)
-        if values.numel():
-            back = ax.twinx()
-            back.hist(values.numpy(), bins=80, color="0.85")
-            back.set_yticks([])
-            ax.set_zorder(back.get_zorder() + 1)
-            ax.patch.set_visible(False)
-        rows = self.fold().coeffs.double().cpu().reshape(self.num_groups, -1)
-        colors = pyplot.get_cmap("viridis")(np.linspace(0, 0.9, len(chosen)))
-        usual = []
-        for color, group in zip(colors, chosen, strict=True):
-            own = seen[group] if len(seen) > 1 else seen[0]
-            margin = 0.1 * (hi - lo)
-            ends = own.aminmax() if own.numel() else (lo - margin, hi + margin)
-            x = torch.linspace(float(ends[0]), float(ends[1]), 400, dtype=torch.float64)
-            y = slaf(x, rows[group], self.basis, domain=self.domain, outside=self.outside).numpy()
-            ax.plot(x.numpy(), y, color=color, linewidth=1.2, label=f"group {group}")
-            # Rare inputs, for which a polynomial soars, must not flatten the curve where the others are.
-            middle = np.quantile(own.numpy(), (0.005, 0.995)) if own.numel() else (-np.inf, np.inf)
-            usual.append(y[(x.numpy() >= middle[0]) & (x.numpy() <= middle[1])])
-        heights = np.concatenate(usual)
-        if heights.size and np.ptp(heights) > 0:
-            ax.set_ylim(heights.min() - 0.1 * np.ptp(heights), heights.max() + 0.1 * np.ptp(heights))
-        left, right = ax.get_xlim()
-        for edge in (lo, hi):
-            if left < edge < right:
-                ax.axvline(edge, color="0.5", linestyle=":", linewidth=0.8)
-        ax.set_xlabel("x")
-        ax.set_ylabel("f(x)")
-        return ax
+        return draw(self, ax, inputs, max_groups)
 
     def extra_repr(self) -> str:
         parts = [str(self.degree)]
@@ -309,15 +276,6 @@ class SLAF(nn.Module):
         if self.normalize:
             parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}" + ", sync=True" * self.sync)
         return ", ".join(parts)
-
-
-def inputs_by_group(inputs: Tensor, groups: int, dim: int) -> list[Tensor]:
-    """The finite ones of a sample of the inputs of every group; all in one where they do not have the groups."""
-    rows = inputs.detach().reshape(1, -1)
-    if inputs.numel() and -inputs.dim() <= dim < inputs.dim() and inputs.shape[dim] % groups == 0:
-        rows = inputs.detach().movedim(dim, 0).reshape(groups, -1)
-    rows = rows[:, :: max(1, rows.numel() // 1_000_000)].double().cpu()
-    return [row[row.isfinite()] for row in rows]
 
 
 Init = str | Tensor | Callable

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .bases import check_integer
 from .nn import SLAF
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ def overview(model: nn.Module, x: Tensor, *, columns: int = 3) -> Figure:
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no SLAF took part.
+        ValueError: columns is no integer from 1 up, or no SLAF took part.
 
     Example:
         >>> import torch, slaf_ext
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), slaf_ext.SLAF(4))
         >>> figure = slaf_ext.overview(net, torch.randn(100, 2))  # doctest: +SKIP
     """
+    columns = check_integer(columns, "columns", 1)
     try:
         from matplotlib import pyplot
     except ImportError as error:
