@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import tables
-from .cases import ROOFS, Entry
+from .cases import NORMALIZING, Entry
 from .results import Results
 from .statistics import Group, Measured, Quantity, groups
 
 # A difference is one if the quartiles of the two runs do not overlap and the medians differ by this much.
 LEAST = 0.05
+MACHINE = "machine: the change of what is not ours, which comes from the machine or from torch; it is not counted."
 WORDS = {"time": ("slower", "faster"), "peak": ("larger", "smaller")}
 
 
@@ -22,8 +23,8 @@ class Pair:
 
     Attributes:
         what: "time" or "peak", which say how a difference is called.
-        judged: whether a difference counts. A roof is no variant; and where there is a ratio to relu it counts instead
-            of the time, since a machine is not as fast in every run.
+        judged: whether a difference counts. Only what is ours can regress; and where there is a ratio to its yardstick
+            it counts instead of the time, since a machine is not as fast in every run.
         disturbed: whether other processes held the cores in one of the runs.
     """
 
@@ -33,7 +34,7 @@ class Pair:
     old: Quantity
     new: Quantity
     shown: Callable[[float], str]
-    judged: bool = True
+    judged: bool
     disturbed: bool = False
 
     @property
@@ -46,9 +47,15 @@ class Pair:
 
     @property
     def word(self) -> str:
+        """How it differs: what is ours by itself, the rest by the machine."""
         low, high = self.between
-        differs = self.judged and not low <= 1 <= high and abs(self.ratio - 1) >= LEAST
-        return WORDS[self.what][self.ratio < 1] if differs else ""
+        if low <= 1 <= high or abs(self.ratio - 1) < LEAST or (is_ours(self.entry) and not self.judged):
+            return ""
+        return "machine " * (not self.judged) + WORDS[self.what][self.ratio < 1]
+
+
+def is_ours(entry: Entry) -> bool:
+    return entry.variant in tables.MARKED
 
 
 def text(old: Results, new: Results) -> str:
@@ -61,7 +68,8 @@ def text(old: Results, new: Results) -> str:
         for name, value in old.environment.items()
         if value != new.environment.get(name)
     ]
-    lines += ["", f"{'variant':<22}{'old':>10}{'new':>10}{'new/old':>9}{'between':>14}"]
+    width = max(len(pair.name) for pair in pairs) + 1
+    lines += ["", f"{'variant':<{width}}{'old':>10}{'new':>10}{'new/old':>9}{'between':>14}"]
     last = None
     for pair in pairs:
         if (pair.what, pair.entry.case) != last:
@@ -70,7 +78,7 @@ def text(old: Results, new: Results) -> str:
         low, high = pair.between
         spread = f"{low:.3f}-{high:.3f}" if low < high else ""
         numbers = f"{pair.shown(pair.old.median):>10}{pair.shown(pair.new.median):>10}{pair.ratio:>9.3f}{spread:>14}"
-        lines.append(f"{pair.name:<22}{numbers} {pair.word}{'?' * pair.disturbed}".rstrip())
+        lines.append(f"{pair.name:<{width}}{numbers} {pair.word}{'?' * pair.disturbed}".rstrip())
     counts = {word: sum(p.word == word for p in pairs) for words in WORDS.values() for word in words}
     lines += ["", ", ".join(f"{count} {word}" for word, count in counts.items())]
     for pair in pairs:
@@ -78,6 +86,8 @@ def text(old: Results, new: Results) -> str:
             where = "" if pair.entry.network else f" ({'; '.join(tables.title(pair.entry.case))})"
             said = f"regression{'?' * pair.disturbed}: {pair.name}{where} x {pair.ratio:.3f}"
             lines += textwrap.wrap(said, 79, subsequent_indent="  ")
+    if any(pair.word.startswith("machine") for pair in pairs):
+        lines += textwrap.wrap(MACHINE, 79, subsequent_indent="  ")
     if any(pair.disturbed for pair in pairs):
         lines += textwrap.wrap(tables.QUESTIONABLE, 79, subsequent_indent="  ")
     return "\n".join(lines)
@@ -88,19 +98,20 @@ def _pairs(old: Results, new: Results) -> Iterator[Pair]:
         for before, after, was, now in _common(old, new, kind):
             if not (was.is_timed and now.is_timed):
                 continue
-            plain = _relu(before, was), _relu(after, now)
-            over_relu = was.entry.variant == "fused" and None not in plain
-            judged = was.entry.variant not in ROOFS and not over_relu
-            disturbed = was.disturbed or now.disturbed
-            yield Pair(_name(was), was.entry, "time", was.time, now.time, tables.duration, judged, disturbed)
-            if over_relu:
-                ratios = was.over(plain[0]), now.over(plain[1])
-                disturbed = disturbed or plain[0].disturbed or plain[1].disturbed
-                yield Pair(f"{_name(was)} / relu", was.entry, "time", *ratios, tables.ratio, disturbed=disturbed)
+            entry, ours, disturbed = was.entry, is_ours(was.entry), was.disturbed or now.disturbed
+            yardsticks = _yardstick(before, was), _yardstick(after, now)
+            has_ratio = ours and None not in yardsticks
+            judged = ours and not has_ratio
+            yield Pair(_name(was), entry, "time", was.time, now.time, tables.duration, judged, disturbed)
+            if has_ratio:
+                ratios = was.over(yardsticks[0]), now.over(yardsticks[1])
+                disturbed = disturbed or any(yardstick.disturbed for yardstick in yardsticks)
+                name = f"{_name(was)} / {yardsticks[0].entry.variant}"
+                yield Pair(name, entry, "time", *ratios, tables.ratio, True, disturbed)
     for _, _, was, now in _common(old, new, "memory"):
         if "peak_bytes" in was.record and "peak_bytes" in now.record:
             peaks = (Quantity(peak, peak, peak) for peak in (was.record["peak_bytes"], now.record["peak_bytes"]))
-            yield Pair(f"{_name(was)} peak", was.entry, "peak", *peaks, tables.mebibytes)
+            yield Pair(f"{_name(was)} peak", was.entry, "peak", *peaks, tables.mebibytes, is_ours(was.entry))
 
 
 def _common(old: Results, new: Results, kind: str) -> Iterator[tuple[Group, Group, Measured, Measured]]:
@@ -117,5 +128,5 @@ def _name(m: Measured) -> str:
     return (f"{m.entry.network}: " if m.entry.network else "") + m.entry.variant
 
 
-def _relu(group: Group, m: Measured) -> Measured | None:
-    return group.find("relu", dtype=m.entry.case.dtype)
+def _yardstick(group: Group, m: Measured) -> Measured | None:
+    return group.find(NORMALIZING[1] if m.entry.variant == NORMALIZING[0] else "relu", dtype=m.entry.case.dtype)

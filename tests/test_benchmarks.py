@@ -1072,12 +1072,44 @@ def test_compare_judges_fused_by_its_ratio_to_relu(tmp_path):
     half = said("half", {"copy": 2, "relu": 2, "fused": 2})
     assert re.search(r"fused +618 us +1\.24 ms +2\.000 +[\d.]+-[\d.]+\n", half)
     assert re.search(r"fused / relu +2\.000 +2\.000 +1\.000[\d. -]*\?\n", half)
-    assert re.search(r"copy .* +2\.000 +[\d.]+-[\d.]+\n", half)
-    assert "2 slower, 0 faster" in half  # relu, with kept and with fresh memory
-    assert "regression?: relu (" in half
+    for name in ("copy", "relu"):
+        assert re.search(rf"\n{name} .* +2\.000 +[\d.]+-[\d.]+ machine slower\??\n", half)
+    assert compare.MACHINE in " ".join(half.split())
+    assert "0 slower, 0 faster" in half
+    assert "regression" not in half
     assert tables.QUESTIONABLE in " ".join(half.split())
     faster = said("faster", {"copy": 1, "relu": 0.5, "fused": 1})
     assert "regression?: fused / relu (" in faster
+
+
+@pytest.mark.parametrize("factor", [0.1, 10])
+@pytest.mark.parametrize("variant", ["copy", "clone", "gelu", "prelu", "naive", "compiled horner", "batchnorm + relu"])
+def test_only_what_is_ours_regresses(tmp_path, variant, factor):
+    """Time and memory of everything else are the machine's, or torch's."""
+    old, new = (made_up("full", tmp_path / f"{name}.jsonl") for name in ("old", "new"))
+    for record in (r for unit in new.units for r in unit["records"] if r["variant"] == variant):
+        record |= {"seconds": [factor * s for s in record["seconds"]]} if "seconds" in record else {}
+        record |= {"peak_bytes": factor * record["peak_bytes"]} if "peak_bytes" in record else {}
+    said = compare.text(old, new)
+    word = "faster" if factor < 1 else "slower"
+    assert re.search(rf"\n{re.escape(variant)} .* machine {word}\n", said)
+    regressions = re.findall(r"regression: (.*) \(|regression: (.*) x", said)
+    # A yardstick that alone became faster leaves the ratio to it larger.
+    assert {name for names in regressions for name in names if name} == (
+        {"normalized / batchnorm + relu"} if (variant, factor) == ("batchnorm + relu", 0.1) else set()
+    )
+
+
+def test_the_normalised_form_is_judged_by_its_ratio_to_its_yardstick(tmp_path):
+    old, new = (made_up("headline", tmp_path / f"{name}.jsonl") for name in ("old", "new"))
+    for record in (r for unit in new.units for r in unit["records"] if "seconds" in r):
+        record["seconds"] = [2 * s for s in record["seconds"]]
+    assert "0 slower, 0 faster" in compare.text(old, new)
+    for record in (r for unit in new.units for r in unit["records"] if r["variant"] == "normalized"):
+        record["seconds"] = [2 * s for s in record["seconds"]]
+    said = compare.text(old, new)
+    assert "2 slower, 0 faster" in said  # two layouts
+    assert "regression: normalized / batchnorm + relu (" in said
 
 
 def test_a_bar_is_met_or_missed_by_the_numbers(tmp_path):
