@@ -12,7 +12,7 @@ from pathlib import Path
 
 root = Path(__file__).parent
 # Torch looks for ninja on PATH alone, where pip does not put it unless the environment is activated.
-os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 
 
 def check_requirements() -> None:

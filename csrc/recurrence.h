@@ -280,23 +280,17 @@ inline std::vector<double> derivative_matrix(const std::vector<Row>& rows) {
   return D;
 }
 
-// phi_0 .. phi_degree at one point, and their derivatives by the differentiated recurrence.
-struct PointValues {
-  std::vector<double> phi, slope;
-};
-inline PointValues values_at(double x, const std::vector<Row>& rows) {
+// phi_0'(x) .. phi_degree'(x) at one point, by the differentiated recurrence.
+inline std::vector<double> derivatives_at(double x, const std::vector<Row>& rows) {
   std::vector<double> phi{1.0}, slope{0.0};
-  phi.reserve(rows.size() + 1);
-  slope.reserve(rows.size() + 1);
   for (size_t k = 0; k < rows.size(); ++k) {
     const auto [a, b, c] = rows[k];
     const double factor = a * x + b;
     slope.push_back(a * phi[k] + factor * slope[k] - (k > 0 ? c * slope[k - 1] : 0.0));
     phi.push_back(factor * phi[k] - (k > 0 ? c * phi[k - 1] : 0.0));
   }
-  return {std::move(phi), std::move(slope)};
+  return slope;
 }
-inline std::vector<double> derivatives_at(double x, const std::vector<Row>& rows) { return values_at(x, rows).slope; }
 
 // How much D amplifies rounding on [lo, hi]: the largest, over k, of the terms of phi_k' written in the basis to phi_k'
 // itself, max_k (sum_j |D_kj| max|phi_j|) / max|phi_k'|. The classical families stay below 10; Newton's basis at

@@ -353,6 +353,16 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
   return {dx, dcoeffs};
 }
 
+// phi_0(x) .. phi_degree(x) at one point.
+std::vector<double> values_at(double x, const std::vector<Row>& rows) {
+  std::vector<double> phi{1.0};
+  phi.reserve(rows.size() + 1);
+  for (size_t k = 0; k < rows.size(); ++k) {
+    phi.push_back((rows[k].a * x + rows[k].b) * phi[k] - (k > 0 ? rows[k].c * phi[k - 1] : 0.0));
+  }
+  return phi;
+}
+
 // For every group the mean of phi_k over a few of its elements: near enough to the mean of all, but for an unlucky
 // sample, that sums of what is left lose no digits when the square of their mean is subtracted.
 template <typename S>
@@ -366,7 +376,7 @@ Table sample_means(const Arguments& a) {
       const int64_t member = i * members / samples;
       double t = static_cast<double>(widen(x[(member / inner * groups + g) * inner + member % inner]));
       if (a.outside != Outside::extrapolate) t = t < a.lo ? a.lo : t > a.hi ? a.hi : t;
-      const std::vector<double> phi = values_at(t - a.center, a.rows).phi;
+      const std::vector<double> phi = values_at(t - a.center, a.rows);
       for (size_t k = 0; k < phi.size(); ++k) means[k][g] += phi[k] / static_cast<double>(samples);
     }
   }
