@@ -373,6 +373,10 @@ def replace_activations(
 ) -> int:
     """Hybrid networks: replaces chosen activation modules by untrained SLAFs, in place.
 
+    The model itself changes, its modules that torch.nn has for activations alone, and nothing is fitted to them. That
+    is for training; :func:`slaf_ext.convert` serves a trained network: it leaves the model as it is and returns a copy,
+    with polynomials fitted to the activations, and a report.
+
     Args:
         model: any module. Its activations are counted from 0 in the order of ``model.named_modules()``; one that is
             used under several names counts once.
@@ -383,7 +387,7 @@ def replace_activations(
         names: or replace those names.
 
     Returns:
-        The number of parameters added, less those that the replaced modules held.
+        The number of parameters added, less those that the replaced modules held: an int, not the model.
 
     Raises:
         ValueError: not exactly one of `every`, `index` and `names`, or one that names no activation.
