@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from .activations import ACTIVATIONS, FUNCTIONAL, OTHERS
+from . import bases
+from .activations import (
+    ACTIVATIONS,
+    FUNCTIONAL,
+    OTHERS,
+    FunctionCalls,
+    copy_of,
+    is_elementwise,
+    put,
+    walk,
+    with_modules,
+    works_in_place,
+)
 from .bases import Basis
-from .fit import fit
+from .fit import METHODS, fit
 from .nn import SLAF
+from .reference import check_outside
+
+# The modules of torch.nn whose members are activations, or hold some.
+NONLINEAR = (nn.ReLU.__module__, nn.LSTM.__module__)
+UNKNOWN = "not known as a function of one number"
+SCRIPTED = "the code of TorchScript cannot be seen or changed; convert the model before scripting it"
+BEYOND = {
+    "linear": "beyond its domain a layer is a tangent, and no polynomial",
+    "clamp": "beyond its domain a layer is constant, and no polynomial",
+    "extrapolate": "polynomial everywhere; beyond the domains it can blow up",
+}
+Part = tuple[str, nn.Module, bool]
 
 
 @dataclass
@@ -55,7 +83,9 @@ class ConversionReport:
         output_scale: the largest output of the original there.
         output_bound: what `output_error` cannot exceed, or None where it is not known.
         parameters_added: how many scalars the activations hold, less what those that they replace held.
-        not_converted: (what, why) for each activation that was left as it was.
+        not_converted: (what, why) for each activation that was left as it was. What is called as a function has the
+            name of the module that calls it, and that of the function.
+        outside: what the converted activations do beyond their domains, which inputs unlike the calibration data reach.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
@@ -64,6 +94,7 @@ class ConversionReport:
     output_bound: float | None = None
     parameters_added: int = 0
     not_converted: list[tuple[str, str]] = field(default_factory=list)
+    outside: str = "linear"
 
     def __str__(self) -> str:
         head = f"{'layer':<17}{'was':<11}{'domain':>18}{'fit error':>11}{'bound':>11}{'measured':>11}"
@@ -78,6 +109,8 @@ class ConversionReport:
         lines.append(f"{'output':<57}{_number(self.output_bound):>11}{self.output_error:>11.2e}")
         lines.append(f"largest output {self.output_scale:.3g}; {self.parameters_added} parameters added")
         lines.append("errors are maxima over the calibration data, and the bounds hold for it")
+        if self.layers:
+            lines.append(f"outside={self.outside!r}: {BEYOND[self.outside]}")
         lines += [f"not converted: {what}: {why}" for what, why in self.not_converted]
         return "\n".join(line.rstrip() for line in lines)
 
@@ -93,32 +126,47 @@ def convert(
     margin: float = 0.0,
     outside: str = "linear",
 ) -> tuple[nn.Module, ConversionReport]:
-    """Replaces the activations of a trained network by SLAFs fitted to them on the ranges that they see.
+    """A copy of a trained network whose activations are SLAFs, fitted to them on the ranges that they see.
 
     The activations are taken in the order of execution, and each is fitted on the range of its input in the network
     converted so far, so the interval holds for the values that the *converted* network reaches. With h_l =
     σ(W_l h_{l−1} + b_l), σ L-Lipschitz and |σ − p| ≤ ε_l there, the error in the maximum norm obeys
     E_l ≤ L ‖W_l‖_∞ E_{l−1} + ε_l. The report has this bound beside the error that was measured.
 
+    What counts as an activation: the modules that torch.nn has for it, and every other module without parameters that
+    works element by element and is not affine, whatever its class (trials on numbers of all sizes show it). Such a
+    module is replaced as a whole, with what it holds; of an nn.Sequential, and of the model itself, each member is.
+    Functional calls (torch.relu, F.gelu, x.tanh(), …) count where torch.fx can trace the model, and the `activation` of
+    nn.TransformerEncoderLayer and nn.TransformerDecoderLayer everywhere. Other calls that calibration reaches stay, and
+    the report names them with the module that makes each.
+
     Args:
         model: any module that maps a tensor to a tensor. It stays as it is; a copy is converted, in evaluation mode.
-        calibration: a batch, or an iterable of them that can be walked more than once, such as a DataLoader. Of a
-            batch that is a tuple or a list the first entry is the input.
+        calibration: inputs like those that the network will see, on which ranges and errors are measured: a batch, or
+            an iterable of them that can be walked more than once, such as a DataLoader. Of a batch that is a tuple or
+            a list the first entry is the input. A model with more inputs needs a module around it that fills them in.
         degree: of every polynomial.
         basis: the φ_k.
         targets: which activations: names of modules (or of the nodes of functional calls, as the report has them), or
-            types of modules. None: all that are known.
+            types of modules. None: all that are known, but for those that jump.
         method: how to fit, see :func:`slaf_ext.fit`.
         margin: by how much the range is widened on either side, as a share of its width.
-        outside: what the SLAFs do outside the range, see :func:`slaf_ext.slaf`.
+        outside: what the SLAFs do beyond the range, see :func:`slaf_ext.slaf`. The default goes on along the tangent,
+            so the network stays tame but is no polynomial there. "extrapolate" gives one that is polynomial everywhere,
+            as encrypted inference needs, and can blow up on inputs beyond the range: mind the margin.
 
     Returns:
-        The converted network, in evaluation mode, and a :class:`ConversionReport`. Where the model calls activations
-        as functions (torch.relu, F.gelu, x.tanh(), …) and torch.fx can trace it, it is an fx.GraphModule; otherwise a
-        copy of the model's own class. The report lists the activations that stay as they are; max pooling stays too.
+        The converted network, in evaluation mode, and a :class:`ConversionReport`. (For untrained SLAFs, put in place,
+        see :func:`slaf_ext.training.replace_activations`.) The network is an fx.GraphModule where functional calls were
+        converted; an nn.Sequential where the model was one activation; otherwise a copy of the model's own class. The
+        report lists the activations that stay as they are; max pooling stays too.
 
     Raises:
-        ValueError: there is no calibration data; a target is not found; the input of an activation is not finite.
+        TypeError: the model is no nn.Module, or TorchScript; calibration holds no batches; a target is neither a name
+            nor a type of modules.
+        ValueError: another argument is out of its range; there is no calibration data, it is not finite, or the model
+            fails on it; the model returns no tensor; a target is not found, or does not work element by element; the
+            input of an activation is not finite.
         RuntimeError: see :func:`slaf_ext.fit`.
 
     Example:
@@ -132,29 +180,32 @@ def convert(
     Source: the abstract of arXiv:1906.09529 states that such networks approximate every network with Lipschitz
     activations; the bound follows from the triangle inequality.
     """
-    if margin < 0:
-        raise ValueError(f"margin is {margin}; it must be from 0 up")
+    _check(model, degree, basis, method, margin, outside)
+    chosen = None if targets is None else _check_targets(targets)
     batches = _Batches(calibration)
-    report = ConversionReport()
-    untouched = copy.deepcopy(model).eval()
-    original, graph = _functions_as_modules(copy.deepcopy(untouched), report)
-    names = _targets(original, targets, report)
-    order = _order(original, names, batches)
-    report.not_converted += [(name, "calibration never reached it") for name in names if name not in order]
+    report = ConversionReport(outside=outside)
+    untouched = copy_of(model).eval()
+    batches.try_on(untouched)
+    original = with_modules(copy_of(untouched))
+    original, graph, untraced = _functions_as_modules(original, chosen, batches, report)
+    parts = list(walk(original))
+    names = _targets(original, parts, chosen, report)
+    order = _run_once(original, parts, names, graph, untraced, batches, report)
 
-    converted = copy.deepcopy(original)
+    converted = copy_of(original)
     parameters = sum(p.numel() for p in original.parameters())
     for name in order:
         module = original.get_submodule(name)
-        lo, hi, like = _range(converted, name, batches)
-        if not (math.isfinite(lo) and math.isfinite(hi)):
-            raise ValueError(f"the input of {name} ranges over ({lo}, {hi}) on the calibration data; it must be finite")
-        widening = margin * (hi - lo) if hi > lo else 1e-3 * max(abs(lo), 1.0)
-        domain = (lo - widening, hi + widening)
-        function = copy.deepcopy(module).double().cpu()
-        if not isinstance(module, ACTIVATIONS):
-            _check_elementwise(name, function)
-        found = fit(function, degree, basis, domain=domain, method=method)
+        try:
+            domain, like = _domain(converted, name, margin, batches)
+            if math.isinf(_lipschitz(module, domain)) and chosen is None:
+                raise ValueError(f"it jumps, and no polynomial comes close; targets={name!r} converts it all the same")
+            found = fit(_in_float64(module), degree, basis, domain=domain, method=method)
+        except (ValueError, RuntimeError) as error:
+            if chosen is not None or isinstance(module, ACTIVATIONS):
+                raise
+            report.not_converted.append((name, str(error)))  # nobody asked for it by name
+            continue
         slaf = SLAF(
             degree,
             basis=basis,
@@ -165,7 +216,7 @@ def convert(
             dtype=torch.promote_types(like.dtype, torch.float32),
         ).eval()
         _replace(converted, module, original, slaf)
-        report.layers.append(LayerReport(name, type(module).__name__, domain, found.max_error))
+        report.layers.append(LayerReport(name, module._get_name(), domain, found.max_error))
     report.parameters_added = sum(p.numel() for p in converted.parameters()) - parameters
     inside = _measure(untouched, original, converted, report, batches)
     if graph is not None:
@@ -173,52 +224,135 @@ def convert(
     return converted, report
 
 
+def _check(model: Any, degree: Any, basis: Any, method: Any, margin: Any, outside: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be an nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model is a {type(model).__name__}: {SCRIPTED}")
+    bases.check_integer(degree, "degree", 0)
+    bases.get(basis)
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
+    if not (isinstance(margin, Real) and 0 <= float(margin) < math.inf):
+        raise ValueError(f"margin is {margin!r}; it must be a finite number from 0 up")
+    check_outside(outside)
+
+
+def _check_targets(targets: Any) -> list[str | type[nn.Module]]:
+    one = isinstance(targets, (str, type, nn.Module)) or not isinstance(targets, Iterable)
+    chosen = [targets] if one else list(targets)
+    for target in chosen:
+        if not (isinstance(target, str) or (isinstance(target, type) and issubclass(target, nn.Module))):
+            raise TypeError(f"target {target!r} is neither a module's name nor a type of modules, such as nn.GELU")
+    if not chosen:
+        raise ValueError("targets is empty; name what to convert, or leave it out for all activations")
+    return chosen
+
+
 class _Batches:
     """The inputs of the calibration data, as often as they are asked for."""
 
-    def __init__(self, data: Tensor | Iterable) -> None:
+    def __init__(self, data: Any) -> None:
+        if isinstance(data, (str, Mapping)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+            raise TypeError(
+                f"calibration is a {type(data).__name__}; it must be inputs like those that the model will see, to "
+                "measure ranges and errors on: a tensor, or an iterable of batches, such as a DataLoader"
+            )
         if isinstance(data, Iterator):  # it could be walked once only
             data = list(data)
         self.data = [data] if isinstance(data, Tensor) else data
 
-    def run(self, *models: nn.Module) -> Iterator[list[Tensor]]:
+    def __iter__(self) -> Iterator[Tensor]:
         seen = False
-        with torch.no_grad():
-            for batch in self.data:
-                x = batch[0] if isinstance(batch, (tuple, list)) else batch
-                if not isinstance(x, Tensor):
-                    raise ValueError(
-                        f"a calibration batch is a {type(x).__name__}; give tensors, or tuples that start with one"
-                    )
-                if x.numel():
-                    seen = True
-                    yield [model(x.clone()) for model in models]  # for one that works in place
+        for batch in self.data:
+            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(x, Tensor):
+                raise ValueError(
+                    f"a calibration batch is a {type(x).__name__}; give tensors, or tuples that start with one. For a "
+                    "model with more inputs, convert a module around it that takes one and fills in the others"
+                )
+            if not x.isfinite().all():
+                raise ValueError(f"a calibration batch of shape {tuple(x.shape)} holds nan or inf; it must be finite")
+            if x.numel():
+                seen = True
+                yield x
         if not seen:
             raise ValueError("the calibration data holds no inputs; give a tensor, or an iterable of batches")
 
+    def try_on(self, model: nn.Module) -> None:
+        """Whether the model takes the first batch and returns what can be compared."""
+        x = next(iter(self))
+        try:
+            with torch.no_grad():
+                out = model(x.clone())
+        except Exception as error:  # whatever the model's own code does with it
+            raise ValueError(
+                f"the model fails on a calibration batch of shape {tuple(x.shape)} and {x.dtype}: {error}"
+            ) from error
+        if not isinstance(out, Tensor):
+            raise ValueError(f"the model returns a {type(out).__name__}; convert needs one that returns a tensor")
+
+    def run(self, *models: nn.Module) -> Iterator[list[Tensor]]:
+        with torch.no_grad():
+            for x in self:
+                yield [model(x.clone()) for model in models]  # for one that works in place
+
 
 class _Tracer(fx.Tracer):
+    def __init__(self, leaves: list[nn.Module]) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.replaceable = True
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.replaceable = len(args) == 1 and not kwargs
+        return super().call_module(m, forward, args, kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SLAF) or super().is_leaf_module(m, module_qualified_name)
+        ours = isinstance(m, SLAF) or (m in self.leaves and self.replaceable)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def _functions_as_modules(model: nn.Module, report: ConversionReport) -> tuple[nn.Module, fx.Graph | None]:
-    """The model with its functional activations turned into modules, where it has any, and its graph."""
-    try:
-        traced = fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as error:  # whatever the model's own code does with a proxy
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        report.not_converted.append(("functional calls, if any", f"torch.fx cannot trace the model ({reason})"))
-        return model, None
+def _matches(target: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+    return name == target if isinstance(target, str) else isinstance(module, target)
+
+
+def _traced(model: nn.Module, leaves: list[nn.Module], batches: _Batches) -> tuple[fx.GraphModule | None, str]:
+    """The model as torch.fx sees it, or None and why it cannot be."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    # A proxy is never None, so a model that asks whether an argument is given may need the defaults instead.
+    for fixed in [None, defaults] if defaults else [None]:
+        try:
+            traced = fx.GraphModule(model, _Tracer(leaves).trace(model, fixed))
+            batches.try_on(traced)
+            return traced, ""
+        except Exception as error:  # whatever the model's own code does with a proxy
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None, reason
+
+
+def _functions_as_modules(
+    model: nn.Module, chosen: list[str | type[nn.Module]] | None, batches: _Batches, report: ConversionReport
+) -> tuple[nn.Module, fx.Graph | None, str]:
+    """The model with functional activations turned into modules, and its graph, or None and why it has none."""
+    leaves = [module for _, module, found in walk(model) if found]
+    for name, module in model.named_modules(remove_duplicate=False):
+        if any(_matches(target, name, module) for target in chosen or ()):
+            leaves.append(module)
+    traced, reason = _traced(model, leaves, batches)
+    if traced is None:
+        return model, None, reason
     found = False
     for node in list(traced.graph.nodes):
         if node.op == "call_module":
             module = model.get_submodule(node.target)
-            found |= getattr(module, "inplace", False) and _value_after(node, node.args[0], node)
+            in_place = getattr(module, "inplace", False) or (module in leaves and works_in_place(module))
+            found |= in_place and _value_after(node, node.args[0], node)
         kind = FUNCTIONAL.get(node.target) if node.op in ("call_function", "call_method") else None
         if kind is None:
             if node.op in ("call_function", "call_method") and node.target in OTHERS:
-                report.not_converted.append((node.name, "not known as a function of one number"))
+                report.not_converted.append((node.name, UNKNOWN))
             continue
         kwargs = {k: v for k, v in node.kwargs.items() if k not in ("input", "inplace")}
         source = node.args[0] if node.args else node.kwargs["input"]
@@ -240,10 +374,10 @@ def _functions_as_modules(model: nn.Module, report: ConversionReport) -> tuple[n
         traced.graph.erase_node(node)
         found = True
     if not found:
-        return model, traced.graph
+        return model, traced.graph, ""
     traced.graph.lint()
     traced.recompile()
-    return traced, traced.graph
+    return traced, traced.graph, ""
 
 
 def _value_after(node: fx.Node, source: fx.Node, result: fx.Node) -> bool:
@@ -255,67 +389,96 @@ def _value_after(node: fx.Node, source: fx.Node, result: fx.Node) -> bool:
     return bool(late)
 
 
-def _check_elementwise(name: str, function: Callable) -> None:
-    x = torch.linspace(-1, 1, 12, dtype=torch.float64)
-    try:
-        with torch.no_grad():
-            y = function(x.clone())
-            apart = torch.stack([function(part) for part in x.view(4, 3).clone()]).flatten()
-        fits = y.shape == x.shape and torch.allclose(y, apart, equal_nan=True)
-    except Exception:  # whatever the module's own code does with it
-        fits = False
-    if not fits:
-        raise ValueError(f"target {name!r} does not work element by element; a SLAF can only replace what does")
-
-
-def _targets(model: nn.Module, targets: Iterable[str | type[nn.Module]] | None, report: ConversionReport) -> list[str]:
-    modules = dict(model.named_modules())
-    if targets is None:
-        names = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
-        report.not_converted += [
-            (name, f"{type(module).__name__} is not known as a function of one number")
-            for name, module in modules.items()
-            if type(module).__module__ == nn.ReLU.__module__ and name not in names
-        ]
+def _targets(
+    model: nn.Module, parts: list[Part], chosen: list[str | type[nn.Module]] | None, report: ConversionReport
+) -> list[str]:
+    """The names of the modules to convert. Those of torch.nn and TorchScript that are left are reported."""
+    known = [name for name, _, found in parts if found]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if chosen is None:
+        names = known
+        for name, module, found in parts:
+            if isinstance(module, torch.jit.ScriptModule):
+                report.not_converted.append((name, SCRIPTED))
+            elif type(module).__module__ in NONLINEAR and not found:
+                report.not_converted.append((name, f"{type(module).__name__} is {UNKNOWN}"))
     else:
         names = []
-        for target in [targets] if isinstance(targets, (str, type)) else targets:
-            if isinstance(target, str):
-                matching = [target] if target in modules else []
-            else:
-                matching = [name for name, module in modules.items() if isinstance(module, target)]
+        for target in chosen:
+            matching = [name for name, module in modules.items() if _matches(target, name, module)]
             if not matching:
-                known = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
                 raise ValueError(f"target {target!r} is not in the model; its activations are {', '.join(known)}")
-            names += [name for name in matching if name not in names]
+            names += [name for name in matching if modules[name] not in [modules[other] for other in names]]
+        names = [name for name in names if not name.startswith(tuple(f"{outer}." for outer in names))]
+    within = {part: name for name in names for part in modules[name].modules() if part is not modules[name]}
     kept = []
     for name in names:
         module = modules[name]
-        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        if module in within:
+            report.not_converted.append((name, f"it is a part of {within[module]} as well; use one for each"))
+        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
             report.not_converted.append((name, f"PReLU with {module.num_parameters} slopes is not one function"))
+        elif isinstance(module, torch.jit.ScriptModule):
+            report.not_converted.append((name, SCRIPTED))
+        elif not (name in known or is_elementwise(module)):
+            raise ValueError(f"target {name!r} does not work element by element; a SLAF can only replace what does")
         else:
             kept.append(name)
     return kept
 
 
-def _order(model: nn.Module, names: list[str], batches: _Batches) -> list[str]:
-    """The names in the order in which the modules first run."""
+def _run_once(
+    model: nn.Module,
+    parts: list[Part],
+    names: list[str],
+    graph: fx.Graph | None,
+    untraced: str,
+    batches: _Batches,
+    report: ConversionReport,
+) -> list[str]:
+    """The names in the order in which the modules first run. What cannot be converted as it is called is reported."""
     order: list[str] = []
+    left: dict[str, str] = {}
+
+    def see(name, module, args, kwargs):
+        if kwargs or len(args) != 1:
+            left[name] = "called with more than its input, or by keyword; call it with the input alone"
+        elif not args[0].is_floating_point():
+            raise ValueError(
+                f"the input of {name} is {args[0].dtype} on the calibration data; it must be floating-point"
+            )
+        elif name not in order:
+            order.append(name)
+
+    entered = [model]
+    if graph is not None:  # the graph shows all calls but those within its modules
+        entered = [model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"]
+    named = [m for name, m, found in parts if found or name in names or type(m).__module__ in NONLINEAR]
+    calls = FunctionCalls(model, entered, named)
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda module, args, name=name: None if name in order else order.append(name)
-        )
-        for name in names
+        model.get_submodule(name).register_forward_pre_hook(partial(see, name), with_kwargs=True) for name in names
     ]
-    for _ in batches.run(model):
-        pass
+    with calls:
+        for _ in batches.run(model):
+            pass
     for hook in hooks:
         hook.remove()
-    return order
+    for name in names:
+        if name not in order:
+            left.setdefault(name, "calibration never reached it")
+    report.not_converted += left.items()
+    for name, call in calls.found:
+        what = call if isinstance(call, str) else call.__name__
+        why = UNKNOWN
+        if call in FUNCTIONAL:
+            where = f"torch.fx cannot trace ({untraced})" if untraced else "torch.nn holds"
+            why = f"called as a function in code that {where}; call an nn.{FUNCTIONAL[call].__name__} there instead"
+        report.not_converted.append((f"{name}: {what}" if name else what, why))
+    return [name for name in order if name not in left]
 
 
-def _range(model: nn.Module, name: str, batches: _Batches) -> tuple[float, float, Tensor]:
-    """The smallest and the largest input of a module on the calibration data, and a tensor of its dtype and device."""
+def _domain(model: nn.Module, name: str, margin: float, batches: _Batches) -> tuple[tuple[float, float], Tensor]:
+    """The range of a module's input on the calibration data with the margin, and a tensor of its dtype and device."""
     ends = []
 
     def see(module, args):
@@ -326,7 +489,11 @@ def _range(model: nn.Module, name: str, batches: _Batches) -> tuple[float, float
         pass
     hook.remove()
     every = torch.stack(ends)
-    return float(every[:, 0].min()), float(every[:, 1].max()), every
+    lo, hi = float(every[:, 0].min()), float(every[:, 1].max())
+    if not (math.isfinite(lo) and math.isfinite(hi)):
+        raise ValueError(f"the input of {name} ranges over ({lo}, {hi}) on the calibration data; it must be finite")
+    widening = margin * (hi - lo) if hi > lo else 1e-3 * max(abs(lo), 1.0)
+    return (lo - widening, hi + widening), every
 
 
 def _replace(converted: nn.Module, module: nn.Module, original: nn.Module, slaf: SLAF) -> None:
@@ -334,19 +501,26 @@ def _replace(converted: nn.Module, module: nn.Module, original: nn.Module, slaf:
     for name, candidate in original.named_modules(remove_duplicate=False):
         if candidate is module:
             parent, _, own = name.rpartition(".")
-            setattr(converted.get_submodule(parent), own, slaf)
+            put(converted.get_submodule(parent), own, slaf)
+
+
+def _in_float64(module: nn.Module) -> Callable[[Any], Tensor]:
+    """A module as a function of float64 tensors or arrays."""
+    function = copy.deepcopy(module).double().cpu().requires_grad_(False)
+    return lambda x: function(torch.as_tensor(x))
 
 
 def _lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
-    """The largest slope between neighbours on a grid, with a little more for what lies between."""
-    function = copy.deepcopy(module).double().cpu()
+    """The largest slope between neighbours on a grid, with a little more for what lies between; inf at a jump."""
     x = torch.linspace(*interval, 20_001, dtype=torch.float64)
+    apart = 1e-3 * min(1e-3, float(x[1] - x[0]))
     x = torch.cat([x, torch.linspace(-20, 20, 20_001, dtype=x.dtype).clamp(*interval)]).unique()  # where they bend
-    with torch.no_grad():
-        y = function(x.clone())  # it may work in place
-    steps = x.diff()
-    slopes = (y.diff().abs() / steps)[steps > 0]
-    return float(slopes.max()) * (1 + 1e-6) if slopes.numel() else 0.0
+    x = x[torch.cat([x.diff() > apart, torch.ones(1, dtype=torch.bool)])]  # between twins there is but rounding
+    if x.numel() <= 8:
+        return 0.0
+    y = _in_float64(module)(x.clone())  # it may work in place
+    near, far = (float(((y[n:] - y[:-n]).abs() / (x[n:] - x[:-n])).max()) for n in (1, 8))
+    return math.inf if near > 4 * far else near * (1 + 1e-6)
 
 
 def _measure(
@@ -368,8 +542,6 @@ def _measure(
     for layer in report.layers:
         layer.range, layer.error = (math.inf, -math.inf), 0.0
     for ours, _, theirs in batches.run(untouched, original, converted):
-        if not isinstance(ours, Tensor):
-            raise ValueError(f"the model returns a {type(ours).__name__}; convert needs one that returns a tensor")
         report.output_error = max(report.output_error, float((ours - theirs).abs().max()))
         report.output_scale = max(report.output_scale, float(ours.abs().max()))
         for layer in report.layers:
@@ -407,7 +579,7 @@ def _bounds(model: nn.Module, graph: fx.Graph, report: ConversionReport, inside:
             if layer is None:
                 factor = _norm(module)
                 bound = None if factor is None else factor * max(known)
-            elif layer.name in inside:
+            elif layer.name in inside and math.isfinite(layer.lipschitz):
                 bound = layer.lipschitz * max(known) + layer.fit_error
                 layer.bound = max(bound, layer.bound or 0.0)
         elif node.target in ADDING and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs:  # no alpha
