@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,8 +134,8 @@ def works_in_place(module: nn.Module) -> bool:
 
 def _numbers() -> Tensor:
     # Lopsided, so that no sum or mean is 0; with huge ones, so that a branch on the data shows; and out of order.
-    x = torch.cat([torch.linspace(-8, 8, 24), torch.logspace(-3, 12, 12), -torch.logspace(-2, 10, 12)]).double()
-    return x[torch.arange(48) * 29 % 48]
+    parts = np.linspace(-8, 8, 24), np.logspace(-3, 12, 12), -np.logspace(-2, 10, 12)
+    return torch.from_numpy(np.concatenate(parts)[np.arange(48) * 29 % 48])
 
 
 def _answers(module: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -507,15 +507,16 @@ def _replace(converted: nn.Module, module: nn.Module, original: nn.Module, slaf:
 def _in_float64(module: nn.Module) -> Callable[[Any], Tensor]:
     """A module as a function of float64 tensors or arrays."""
     function = copy.deepcopy(module).double().cpu().requires_grad_(False)
-    return lambda x: function(torch.as_tensor(x))
+    return lambda x: function(torch.as_tensor(x, device="cpu"))
 
 
 def _lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
     """The largest slope between neighbours on a grid, with a little more for what lies between; inf at a jump."""
-    x = torch.linspace(*interval, 20_001, dtype=torch.float64)
+    x = torch.linspace(*interval, 20_001, dtype=torch.float64, device="cpu")
     apart = 1e-3 * min(1e-3, float(x[1] - x[0]))
-    x = torch.cat([x, torch.linspace(-20, 20, 20_001, dtype=x.dtype).clamp(*interval)]).unique()  # where they bend
-    x = x[torch.cat([x.diff() > apart, torch.ones(1, dtype=torch.bool)])]  # between twins there is but rounding
+    bends = torch.linspace(-20, 20, 20_001, dtype=x.dtype, device="cpu").clamp(*interval)
+    x = torch.cat([x, bends]).unique()
+    x = x[torch.cat([x.diff() > apart, torch.ones_like(x[:1], dtype=torch.bool)])]  # twins differ by rounding
     if x.numel() <= 8:
         return 0.0
     y = _in_float64(module)(x.clone())  # it may work in place

@@ -790,3 +790,13 @@ def test_the_report_says_what_happens_outside_the_range(outside, sentence):
 
 def test_the_default_says_that_it_is_no_polynomial_outside():
     assert "and no polynomial" in str(convert(mlp(nn.Tanh), inputs(), degree=5)[1])
+
+
+def test_a_default_device_does_not_matter():
+    """With meta, on which nothing can be computed, so that whatever is made on the default device shows."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 1), QuickGELUActivation())
+    x = torch.randn(64, 2)
+    with torch.device("meta"):
+        converted, report = convert(net, x, degree=5)
+    assert [layer.name for layer in report.layers] == ["1", "3"]
+    assert (converted(x) - net(x)).abs().max() < 0.1
