@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -80,20 +82,36 @@ def test_same_bits():
             assert torch.equal(a, b)
 
 
+def profiled():
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True)
+
+
 def test_launches():
     """1 for the forward, 2 for the backward."""
     x = torch.randn(1 << 16, device="cuda", requires_grad=True)
     coeffs = torch.randn(9, device="cuda", requires_grad=True)
     slaf_ext.slaf(x, coeffs).sum().backward()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with profiled() as profile:
         slaf_ext.slaf(x, coeffs)
     names = [event.name for event in profile.events() if "sweep" in event.name or "reduce<" in event.name]
     assert len(names) == 1
     y, ones = slaf_ext.slaf(x, coeffs), torch.ones_like(x)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with profiled() as profile:
         torch.autograd.grad(y, (x, coeffs), ones)
     names = [event.name for event in profile.events() if "slaf_ext" in event.name]
     assert len(names) == 2
+
+
+@contextmanager
+def no_synchronisation():
+    """Whatever waits for the GPU is an error here, and only here: the mode belongs to the process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_stream_and_no_synchronisation():
@@ -101,17 +119,18 @@ def test_stream_and_no_synchronisation():
     x, coeffs = torch.randn(1 << 20, device="cuda"), torch.randn(4, device="cuda", requires_grad=True)
     expected = slaf_ext.slaf(x, coeffs)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(10_000_000)
-            y = slaf_ext.slaf(x, coeffs)
-            y.backward(y.detach())
-            assert not stream.query()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_synchronisation(), torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        y = slaf_ext.slaf(x, coeffs)
+        y.backward(y.detach())
+        assert not stream.query()
     stream.synchronize()
     assert torch.equal(y, expected)
+
+
+def leaves_of(*tensors):
+    """The same memory as leaves of their own: autograd ties a leaf to the stream that first used it."""
+    return tuple(t.detach().requires_grad_() for t in tensors)
 
 
 def capture(step):
@@ -129,16 +148,15 @@ def capture(step):
 
 @pytest.mark.parametrize("degree", [5, 40])
 def test_graph(degree):
-    x = (torch.rand(1 << 14, device="cuda") * 2 - 1).requires_grad_()
-    coeffs = torch.randn(degree + 1, device="cuda", requires_grad=True)
+    x, coeffs = torch.rand(1 << 14, device="cuda") * 2 - 1, torch.randn(degree + 1, device="cuda")
 
     def step():
-        y = slaf_ext.slaf(x, coeffs)
-        return y, *torch.autograd.grad(y, (x, coeffs), torch.ones_like(y))
+        leaves = leaves_of(x, coeffs)
+        y = slaf_ext.slaf(*leaves)
+        return y, *torch.autograd.grad(y, leaves, torch.ones_like(y))
 
     captured, graph = capture(step)
-    with torch.no_grad():
-        x.uniform_(-1, 1)
+    x.uniform_(-1, 1)
     graph.replay()
     for got, want in zip(captured, step(), strict=True):
         assert torch.equal(got, want)
@@ -193,12 +211,8 @@ def test_normalized_launches_stream_and_bits():
     f = slaf_ext.SLAF(4, 16, normalize=True, device="cuda")
     ones = torch.ones_like(x)
     first = torch.autograd.grad(f(x), (x, f.coeffs), ones)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            again = torch.autograd.grad(f(x), (x, f.coeffs), ones)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_synchronisation(), profiled() as profile:
+        again = torch.autograd.grad(f(x), (x, f.coeffs), ones)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     ours = [event.name for event in profile.events() if "slaf_ext" in event.name]
     assert len(ours) == 2 + 1 + 3, ours
@@ -206,16 +220,15 @@ def test_normalized_launches_stream_and_bits():
 
 @pytest.mark.parametrize("degree", [3, 40])
 def test_normalized_graph(degree):
-    x = (torch.rand(16, 4, 500, device="cuda") * 2 - 1).requires_grad_()
-    coeffs = torch.randn(4, degree + 1, device="cuda", requires_grad=True)
+    x, coeffs = torch.rand(16, 4, 500, device="cuda") * 2 - 1, torch.randn(4, degree + 1, device="cuda")
 
     def step():
-        y, mean, variance = normalized_slaf(x, coeffs)
-        return y, mean, variance, *torch.autograd.grad(y, (x, coeffs), torch.ones_like(y))
+        leaves = leaves_of(x, coeffs)
+        y, mean, variance = normalized_slaf(*leaves)
+        return y, mean, variance, *torch.autograd.grad(y, leaves, torch.ones_like(y))
 
     captured, graph = capture(step)
-    with torch.no_grad():
-        x.uniform_(-1, 1)
+    x.uniform_(-1, 1)
     graph.replay()
     for got, want in zip(captured, step(), strict=True):
         assert torch.equal(got, want)
