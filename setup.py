@@ -113,8 +113,9 @@ if home := cuda_home():
     cpp_extension.CUDA_HOME = str(home)  # which a CPU-only torch leaves unset
     # A library of its own, so that a CPU-only torch imports whatever was built.
     libraries = ["cudart_static", "rt", "dl", "pthread", *(["torch_cuda"] if torch.version.cuda else [])]
-    flags = {"cxx": cxx, "nvcc": [*common, "--threads=4", "-Xcompiler=-fvisibility=hidden"]}
+    flags = {"cxx": cxx, "nvcc": [*common, "-Xcompiler=-fvisibility=hidden"]}
     where = {"library_dirs": [str(home / "lib64")], "libraries": libraries, "extra_compile_args": flags}
-    modules.append(extension("_cuda", ["csrc/cuda/slaf.cu", "csrc/cuda/normalized.cu", "csrc/arguments.cpp"], **where))
+    units = sorted(str(path.relative_to(root)) for path in root.glob("csrc/cuda/*.cu"))
+    modules.append(extension("_cuda", [*units, "csrc/arguments.cpp"], **where))
 
 setup(ext_modules=modules, cmdclass={"build_ext": cpp_extension.BuildExtension})

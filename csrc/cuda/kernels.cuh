@@ -439,7 +439,7 @@ struct Parcel {
   double numbers[capacity];
 };
 
-// static: each of the two files that launch it has its own.
+// static: each file that launches it has its own.
 static __global__ void __launch_bounds__(max_threads) unpack(const __grid_constant__ Parcel parcel, double* to) {
   for (int i = static_cast<int>(threadIdx.x); i < parcel.count; i += static_cast<int>(blockDim.x)) {
     to[i] = parcel.numbers[i];

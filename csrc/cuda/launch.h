@@ -54,7 +54,8 @@ struct Demand {
 inline Grid cut(const Problem& p, const Demand& d) {
   const int tile = d.tile;
   int threads = d.threads;
-  const auto [outer, groups, inner] = p.layout;
+  // Named one by one: before C++20 a lambda captures no structured binding.
+  const int64_t outer = p.layout.outer, groups = p.layout.groups, inner = p.layout.inner;
   const auto is_aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
   Geometry g{};
   g.size = p.numel();
@@ -301,7 +302,7 @@ void run_long(const Problem& p, Device& device) {
 
 // y, or one or both of the gradients, for storage type S.
 template <typename S, typename Kernels = AllDegrees, typename Device>
-void run(const Problem& p, Device& device) {
+void launch_plain(const Problem& p, Device& device) {
   if (p.numel() == 0) {
     if (p.grad_coeffs != nullptr) launch_reduce<float>(p, prepare(p.rows), nullptr, 0, p.layout.groups, device);
     return;

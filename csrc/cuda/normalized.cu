@@ -1,7 +1,5 @@
-// The operators on CUDA devices: the normalised form, in a file of its own so that both compile at the same time.
-#include "normalized.h"
-
-#include "stream.h"
+// The operators on CUDA devices: the normalised form.
+#include "units.h"
 
 namespace slaf_ext::cuda {
 namespace {

@@ -86,7 +86,7 @@ Partial<T> run_pass(const Problem& p, const Recurrence& r, const Statistics<T>& 
 
 // The mean and the variance of phi_1, phi_2, ... over each group of x, which has elements.
 template <typename S, typename Kernels = NormalizedDegrees, typename Device>
-void run_moments(const Problem& p, double* mean, double* variance, Device& device) {
+void launch_moments(const Problem& p, double* mean, double* variance, Device& device) {
   using T = compute_t<S>;
   if (p.degree() == 0) return;
   const Recurrence r = prepare(p.rows);
@@ -98,7 +98,8 @@ void run_moments(const Problem& p, double* mean, double* variance, Device& devic
 
 // grad_coeffs, and the gradient in x unless p.out is null.
 template <typename S, typename Kernels = NormalizedDegrees, typename Device>
-void run_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps, Device& device) {
+void launch_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps,
+                                Device& device) {
   using T = compute_t<S>;
   const Recurrence r = prepare(p.rows);
   Problem sums = p;
@@ -120,7 +121,7 @@ void run_normalized_backward(const Problem& p, const double* mean, const double*
 
 // The plain form's gradients for a basis in which D a cancels: p' is walked, in a sweep of its own.
 template <typename S, typename Kernels = AllDegrees, typename Device>
-void run_walked_backward(const Problem& p, Device& device) {
+void launch_walked_backward(const Problem& p, Device& device) {
   using T = compute_t<S>;
   if (p.numel() > 0) {
     const Recurrence r = prepare(p.rows);
@@ -133,7 +134,7 @@ void run_walked_backward(const Problem& p, Device& device) {
   if (p.grad_coeffs == nullptr) return;
   Problem sums = p;
   sums.out = nullptr;
-  run<S, Kernels>(sums, device);
+  launch_plain<S, Kernels>(sums, device);
 }
 
 }  // namespace slaf_ext::cuda

@@ -133,14 +133,14 @@ class Input {
 
 void run_plain() {
   Input input;
-  input.run_on([&](auto s, Emulator& device) { run<decltype(s), SomeDegrees>(input.problem, device); });
+  input.run_on([&](auto s, Emulator& device) { launch_plain<decltype(s), SomeDegrees>(input.problem, device); });
   input.put_gradients();
 }
 
 void run_walked_backward() {
   Input input;
   input.run_on(
-      [&](auto s, Emulator& device) { cuda::run_walked_backward<decltype(s), SomeDegrees>(input.problem, device); });
+      [&](auto s, Emulator& device) { launch_walked_backward<decltype(s), SomeDegrees>(input.problem, device); });
   input.put_gradients();
 }
 
@@ -158,7 +158,7 @@ void run_moments() {
   Input input;
   const StatisticsOf statistics(input);
   input.run_on([&](auto s, Emulator& device) {
-    cuda::run_moments<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), device);
+    launch_moments<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), device);
   });
   put(statistics.mean(), statistics.count);
   put(statistics.variance(), statistics.count);
@@ -172,8 +172,8 @@ void run_normalized_backward() {
   get(statistics.mean(), statistics.count);
   get(statistics.variance(), statistics.count);
   input.run_on([&](auto s, Emulator& device) {
-    cuda::run_normalized_backward<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), eps,
-                                                           device);
+    launch_normalized_backward<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), eps,
+                                                        device);
   });
   input.put_gradients();
 }

@@ -1,0 +1,6 @@
+#include "units.cuh"
+
+namespace slaf_ext::cuda {
+template void run_moments<double>(const Problem&, double*, double*, CurrentStream&);
+template void run_normalized_backward<double>(const Problem&, const double*, const double*, double, CurrentStream&);
+}  // namespace slaf_ext::cuda

@@ -1,0 +1,25 @@
+// The bodies of units.h, for the files that instantiate them.
+#pragma once
+
+#include "normalized.h"
+#include "units.h"
+
+namespace slaf_ext::cuda {
+
+template <typename S>
+void run_plain(const Problem& p, bool by_walk, CurrentStream& device) {
+  by_walk ? launch_walked_backward<S>(p, device) : launch_plain<S>(p, device);
+}
+
+template <typename S>
+void run_moments(const Problem& p, double* mean, double* variance, CurrentStream& device) {
+  launch_moments<S>(p, mean, variance, device);
+}
+
+template <typename S>
+void run_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps,
+                             CurrentStream& device) {
+  launch_normalized_backward<S>(p, mean, variance, eps, device);
+}
+
+}  // namespace slaf_ext::cuda
