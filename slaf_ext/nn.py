@@ -156,6 +156,13 @@ class SLAF(nn.Module):
                 self._buffers[name] = before.to(after.device)
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Older checkpoints hold them in the dtype of the coefficients, and `assign=True` takes them as they are.
+        for key in (f"{prefix}running_mean", f"{prefix}running_var"):
+            if key in state_dict:
+                state_dict[key] = state_dict[key].double()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def _wide(self) -> torch.dtype:
         """The dtype of what is computed from half-precision coefficients."""

@@ -159,9 +159,9 @@ def expand(
         y = torch.where((t < lo) | (t > hi), 0.0, y)
     if outside == OUTSIDE["linear"]:
         for edge, beyond in ((lo, torch.where(t < lo, t - lo, 0.0)), (hi, torch.where(t > hi, t - hi, 0.0))):
-            slopes = torch.tensor(_derivatives_at(edge - center, recurrence), dtype=t.dtype, device=t.device)
-            slope = (rows * slopes).sum(-1)
-            # A tangent of slope 0 is flat at infinity too, where 0 · inf would be NaN.
+            # What has slope 0 is flat at infinity too, where 0 · inf would be NaN: a φ_k, or the tangent.
+            slopes = {k: s for k, s in enumerate(_derivatives_at(edge - center, recurrence)) if s != 0}
+            slope = sum((rows[..., k] * s for k, s in slopes.items()), torch.zeros_like(rows[..., 0]))
             y = y + slope * torch.where((slope == 0) & beyond.isinf(), 0.0, beyond)
     return y.to(x.dtype)
 

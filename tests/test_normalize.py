@@ -375,6 +375,10 @@ def test_state_dict_and_repr():
     assert torch.equal(g.running_mean, f.running_mean)
     assert "normalize=True, momentum=0.01, eps=1e-05" in repr(f)
     assert set(SLAF(2).state_dict()) == {"coeffs"}
+    narrow = {key: t.float() if t.is_floating_point() else t for key, t in f.state_dict().items()}
+    for assign in (False, True):
+        g.load_state_dict(narrow, assign=assign)
+        assert g.running_var.dtype == torch.float64
     f.reset_parameters()
     assert torch.equal(f.running_mean, torch.zeros(3, 2))
 
