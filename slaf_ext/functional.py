@@ -26,7 +26,7 @@ def slaf(
 
     Args:
         x: a tensor of float16, bfloat16, float32 or float64, of any shape, contiguous or any dense
-            permutation of it; other strides cost a copy.
+            permutation of it; other strides cost a copy. A jagged nested tensor is served by coeffs of shape (K,).
         coeffs: the a_k, low order first, of shape (K,), one polynomial of degree K − 1 for all of x; or (G, K),
             a row for each of G groups of neighbours along `dim`. In x's dtype; beside half-precision x,
             float32 is welcome too. Half-precision input is computed and summed in at least float32.
@@ -43,7 +43,8 @@ def slaf(
 
     Raises:
         ValueError: dtypes, devices or shapes that do not fit, a `dim` out of range, an unknown basis or
-            `outside`, an empty domain, a table of recurrence rows too short for the degree.
+            `outside`, an empty domain, a domain or rows of the recurrence that float32 does not hold where x is not
+            float64, a table of rows too short for the degree.
         TypeError: x or coeffs is not a tensor.
 
     Example:
@@ -84,7 +85,9 @@ def normalized_slaf(
     :class:`slaf_ext.SLAF` with ``normalize=True`` keeps running averages of them.
 
     Args:
-        x: as for :func:`slaf`, with at least one element.
+        x: as for :func:`slaf`, dense, with two elements or more a row of coeffs. φ_k(x) may be as large as float64
+            holds on the CPU, in whatever dtype x is stored; on a GPU, where x is not float64, as float32 holds, and
+            beyond it f(x) is NaN.
         coeffs: (β, w_1, w_2, …), of shape (K,) or (G, K).
         basis, dim, domain, outside: as for :func:`slaf`.
         eps: what is added to the variance.
