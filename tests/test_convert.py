@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -484,6 +485,7 @@ def test_a_module_of_the_users_may_be_named_as_a_target_where_fx_traces():
     assert [layer.name for layer in report.layers] == ["1.act.relu"]
     _, report = convert(model, inputs(), degree=3, targets=[nn.ReLU6, HardSwish])
     assert [layer.name for layer in report.layers] == ["1.act"]
+    assert report.not_converted == []
 
 
 def test_a_model_that_is_an_activation_of_the_users():
@@ -698,12 +700,15 @@ def test_recurrent_and_scripted_modules_are_named():
             super().__init__()
             self.lstm, self.cell = nn.LSTM(3, 4), nn.GRUCell(4, 2)
             self.scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+            self.act = torch.jit.script(nn.Tanh())
 
         def forward(self, x):
-            return self.scripted(self.cell(self.lstm(x)[0]))
+            return self.act(self.scripted(self.cell(self.lstm(x)[0])))
 
     _, report = convert(Last(), inputs(dtype=torch.float32), degree=3)
-    assert [what for what, _ in report.not_converted] == ["lstm", "cell", "scripted"]
+    assert [what for what, _ in report.not_converted] == ["lstm", "cell", "scripted", "act"]
+    _, report = convert(Last(), inputs(dtype=torch.float32), degree=3, targets="act")
+    assert [what for what, _ in report.not_converted] == ["act"]
 
 
 class Scaled(nn.Module):
@@ -762,16 +767,27 @@ def test_arguments_that_are_left_out_keep_their_defaults():
             super().__init__()
             self.fc = nn.Linear(3, 3)
 
-        def forward(self, x, mask=None, scale=2.0, negative=False):
+        def forward(self, x, mask=None, scale=2.0):
             h = F.gelu(self.fc(x)) * scale
-            if mask is not None:
-                h = h * mask
-            return -h if negative else h
+            return h if mask is None else h * mask
 
-    model, x = Masked().double(), inputs()
-    converted, report = convert(model, x, degree=5)
-    assert [layer.activation for layer in report.layers] == ["GELU"]
-    assert report.output_error == pytest.approx((converted(x) - model(x)).abs().max().item())
+    class Negated(Masked):
+        def forward(self, x, negative=False):
+            return -super().forward(x) if negative else super().forward(x)
+
+    for kind in (Masked, Negated):
+        model, x = kind().double(), inputs()
+        converted, report = convert(model, x, degree=5)
+        assert [layer.activation for layer in report.layers] == ["GELU"]
+        assert report.output_error == pytest.approx((converted(x) - model(x)).abs().max().item())
+
+
+def test_trials_are_quiet():
+    model = Own(lambda self, x: self.act(x), act=nn.Tanh(), other=nn.Softmax())  # of which dim?
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        convert(model, inputs(), degree=3)
+    assert said == []
 
 
 @pytest.mark.parametrize(
