@@ -87,6 +87,19 @@ def test_the_original_is_untouched():
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in converted.parameters()}
 
 
+class Own(nn.Module):
+    """A module of the user's own class around a function."""
+
+    def __init__(self, function, **state):
+        super().__init__()
+        self.function = function
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
 class Convolutional(nn.Module):
     """Everything whose norm is known, functional calls, a residual and a module used under two names."""
 
@@ -221,8 +234,13 @@ def test_slafs_that_are_there_already_do_not_stop_the_trace():
         (mlp(nn.Tanh), np.ones((4, 3)), "a calibration batch is a ndarray; give tensors"),
         (mlp(nn.Tanh), [()], "a calibration batch is a tuple; give tensors"),
         (mlp(nn.Tanh), [{"x": inputs()}], "a calibration batch is a dict; .* convert a module around it"),
-        (mlp(nn.Tanh), torch.full((2, 3), torch.nan, dtype=torch.float64), "must be finite"),
-        (mlp(nn.Tanh), [inputs(), torch.full((2, 3), torch.inf, dtype=torch.float64)], "must be finite"),
+        (mlp(nn.Tanh), torch.full((2, 3), torch.nan, dtype=torch.float64), "batch .* holds nan or inf"),
+        (mlp(nn.Tanh), [inputs(), torch.full((2, 3), torch.inf, dtype=torch.float64)], "holds nan or inf"),
+        (
+            nn.Sequential(Own(lambda self, x: x / 0), nn.Tanh()),
+            inputs(),
+            "the input of 1 ranges over .* must be finite",
+        ),
         (mlp(nn.Tanh), inputs().long(), r"fails on a calibration batch of shape \(512, 3\) and torch.int64: "),
         (mlp(nn.Tanh), inputs(shape=(5, 4)), r"fails on a calibration batch of shape \(5, 4\)"),
         (nn.Sequential(nn.Tanh()), torch.arange(5), "the input of 0 is torch.int64 .* must be floating-point"),
@@ -252,15 +270,31 @@ def test_wrong_models_and_calibration_get_a_sentence(model, data, message):
         ({"targets": [nn.Tanh, 5]}, "target 5 is neither"),
         ({"targets": nn.Tanh()}, r"target Tanh\(\) is neither"),
         ({"targets": []}, "targets is empty"),
-        ({"targets": "tanh"}, "target 'tanh' is not in the model; its activations are 1, 3"),
-        ({"targets": nn.GELU}, "is not in the model; its activations are 1, 3"),
-        ({"targets": "0"}, "target '0' does not work element by element"),
     ],
 )
 def test_wrong_arguments_get_a_sentence_before_anything_is_computed(options, message):
-    model = mlp(nn.Tanh)
+    def data():
+        pytest.fail("the calibration data was looked at")
+        yield
+
+    class Loader:
+        __iter__ = staticmethod(data)
+
     with pytest.raises((ValueError, TypeError), match=message):
-        convert(model, inputs(), **{"degree": 3, **options})
+        convert(mlp(nn.Tanh), Loader(), **{"degree": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("tanh", "target 'tanh' is not in the model; its activations are 1, 3"),
+        (nn.GELU, "is not in the model; its activations are 1, 3"),
+        ("0", "target '0' does not work element by element"),
+    ],
+)
+def test_targets_that_do_not_fit_the_model_get_a_sentence(targets, message):
+    with pytest.raises(ValueError, match=message):
+        convert(mlp(nn.Tanh), inputs(), degree=3, targets=targets)
 
 
 class Calls(nn.Module):
@@ -500,19 +534,6 @@ def test_the_members_of_a_sequential_are_converted_each():
     assert [type(m) for m in converted[0]] == [SLAF, SLAF]
 
 
-class Own(nn.Module):
-    """A module of the user's own class around a function."""
-
-    def __init__(self, function, **state):
-        super().__init__()
-        self.function = function
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
 def counted(self, x):
     self.calls += 1
     return torch.tanh(x) * self.calls
@@ -590,6 +611,15 @@ def test_what_jumps_is_left_unless_it_is_asked_for():
     _, report = convert(model, inputs(), degree=5, targets=["1", "3"])
     assert [layer.bound for layer in report.layers] == [None, None]
     assert report.layers[0].fit_error > 0.9
+
+
+@pytest.mark.parametrize("end", [1.0, 3.0, 40.0, 1e5])
+def test_what_is_smooth_is_not_said_to_jump(end):
+    x = torch.linspace(-end, end, 101, dtype=torch.float64)
+    model = nn.Sequential(Own(lambda self, x: F.softplus(x)), Own(lambda self, x: 1e-3 * torch.tanh(50 * x) + x))
+    _, report = convert(model, x, degree=3)
+    assert [layer.name for layer in report.layers] == ["0", "1"]
+    assert report.layers[0].lipschitz == pytest.approx(math.exp(end) / (1 + math.exp(end)) if end < 9 else 1, rel=1e-3)
 
 
 def test_what_cannot_be_fitted_is_named_unless_it_is_asked_for():
