@@ -735,9 +735,10 @@ def test_recurrent_and_scripted_modules_are_named():
         def forward(self, x):
             return self.act(self.scripted(self.cell(self.lstm(x)[0])))
 
-    _, report = convert(Last(), inputs(dtype=torch.float32), degree=3)
+    x = inputs(0, (4, 3), torch.float32)
+    _, report = convert(Last(), x, degree=3)
     assert [what for what, _ in report.not_converted] == ["lstm", "cell", "scripted", "act"]
-    _, report = convert(Last(), inputs(dtype=torch.float32), degree=3, targets="act")
+    _, report = convert(Last(), x, degree=3, targets="act")
     assert [what for what, _ in report.not_converted] == ["act"]
 
 
