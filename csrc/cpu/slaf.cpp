@@ -342,7 +342,8 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
     using S = decltype(s);
     const void* seed = gy.const_data_ptr();
     void* out = need_x ? dx.mutable_data_ptr() : nullptr;
-    unsigned pass = need_x && !by_walk ? input_gradient : 0;
+    unsigned pass = 0;
+    if (need_x && !by_walk) pass |= input_gradient;
     // Half types have steps for both gradients alone, which are faster than tiles even if the sums are not wanted.
     if (need_coeffs || (pass != 0 && is_half<S>)) pass |= coeffs_gradient;
     if (by_walk) sweep<S>(walked_gradient, a, r, slopes, seed, out);
