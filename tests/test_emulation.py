@@ -225,23 +225,62 @@ def test_same_bits(plain):
 
 
 def test_large_degree(plain):
-    """A table that takes several parcels to deliver, and a matrix D that takes many."""
+    """A table that takes several uploads, and a matrix D that takes many."""
     run_and_check(plain, both(*make((2, 3, 33), 130, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize(
-    "layout", [(1, 1, 2**31 + 1), (3, 1, 2**30), (2**27, 3, 7), (2, 64, 2**26 + 4), (2**31 + 5, 1, 1)]
+    "layout",
+    [
+        (1, 1, 2**31 + 1),
+        (3, 1, 2**30),
+        (2**27, 3, 7),
+        (2, 64, 2**26 + 4),
+        (2**31 + 5, 1, 1),
+        (2, 3, 2**34),
+        (2**20, 2**16, 48),
+        (3, 2**33, 1),
+    ],
 )
-@pytest.mark.parametrize("storage_bytes", [2, 4])
-@pytest.mark.parametrize("has_sums", [False, True])
-def test_more_than_2_31_numbers(plain, layout, storage_bytes, has_sums):
+@pytest.mark.parametrize(("width", "unroll"), [(1, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize("sum_rows", [0, 9])
+def test_more_than_2_31_elements(plain, layout, width, unroll, sum_rows):
     """64-bit places: the first, the middle and the last blocks end where division says they end."""
     outer, groups, inner = layout
-    size = outer * groups * inner
-    wrong, farthest, item, blocks = plain.follow(*layout, storage_bytes, has_sums)
+    whole = groups * inner if groups > 1 and inner < 32 else inner
+    if groups > 1 and whole % width:
+        width = 1
+    wrong, farthest, blocks = plain.follow(layout, width, unroll, 132 * 16 * 5, sum_rows)
     assert wrong == 0
-    assert size - item * 2 <= farthest < size
+    assert outer * groups * inner - 1 == farthest
     assert 0 < blocks < 2**31
+
+
+def draw(seed: int, degrees: int = 16) -> tuple[Case, torch.Tensor]:
+    """A case with a way of reading, a run length, a number of groups, alignments and a grid drawn at random."""
+    random = np.random.default_rng(seed)
+    dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float64][seed % 4]
+    groups = int(random.choice([1, 2, 3, 8, 33, 64]))
+    inner = int(random.choice([1, 2, 4, 31, 32, 40, 49, 64, 200]))
+    outer = int(random.integers(1, max(2, min(60, 4000 // (groups * inner)))))
+    more = {
+        "offsets": tuple(int(t) for t in random.choice([0, 0, 1, 2, 3, 4, 8], 3)),
+        "multiprocessors": int(random.integers(1, 4)),
+        "threads": int(random.choice([32, 64, 96, 256])),
+        "outside": int(random.integers(4)),
+        "domain": (-1.0, 2.0),
+    }
+    basis = str(random.choice(["chebyshev", "monomial", "legendre"]))
+    return make((outer, groups, inner), int(random.integers(degrees)), basis, dtype, **more)
+
+
+@pytest.mark.parametrize("first", range(0, 120, 20))
+def test_random(plain, first):
+    for seed in range(first, first + 20):
+        try:
+            run_and_check(plain, both(*draw(seed)))
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from None
 
 
 NORMALIZED_DEGREES = (0, 1, 2, 4, 7)  # those of a kernel, of one that several share, and beyond 5 the long way
@@ -313,7 +352,7 @@ def test_normalized_bases_edges_alignments_and_grids(plain):
     for multiprocessors, threads, layout in itertools.product((1, 3), (32, 128), ("shared", "columns")):
         pairs.append(make(LAYOUTS[layout], 4, multiprocessors=multiprocessors, threads=threads))
     pairs += [make((4, 3, 40), 4, dtype=torch.bfloat16, coeffs_dtype=torch.float32)]
-    # 64 columns whose factors overflow shared memory, and a table that takes parcels to deliver.
+    # 64 columns whose factors overflow shared memory, and a table that takes uploads.
     pairs += [make((3, 64, 1), degree, dtype=torch.float64) for degree in (5, 40)]
     run_and_check_normalized(plain, pairs)
 
@@ -398,6 +437,10 @@ def test_normalized_same_bits(plain):
         assert all(torch.equal(a, b) for a, b in zip(moments[1:], first[1:], strict=True))
         assert torch.equal(result.out, backward[0].out)
         assert torch.equal(result.grad_coeffs, backward[0].grad_coeffs)
+
+
+def test_sanitized_random(sanitized):
+    run_and_check(sanitized, [case for seed in range(200, 220) for case in both(*draw(seed, degrees=13))])
 
 
 def test_sanitized_normalized(sanitized):

@@ -1,17 +1,31 @@
-// The operators on the GPU, free of torch: how the storage is cut, what a launch is told, and in which
-// order. A `Device` allocates memory and launches kernels, in blocks of `threads()`, so that tests can be one.
+// The operators on the GPU, free of torch: which kernel, what it is told, and in which order. A `Device` allocates
+// memory and launches kernels, in blocks of `threads()`, so that tests can be one.
 #pragma once
 
 #include <vector>
 
 #include "../dispatch.h"
-#include "../layout.h"
-#include "kernels.cuh"
+#include "kernel.cuh"
+#include "long.cuh"
 
 namespace slaf_ext::cuda {
 
-// Degrees with a kernel of their own; one between two of these runs in the upper one's.
-using AllDegrees = DegreeList<0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32>;
+// The degrees with a kernel of their own, one between two of them running in the upper one's: where items of several
+// elements fit the storage; the same with edges; and where single elements are read. Few, to limit the time that a
+// build takes.
+template <typename S>
+struct PlainDegrees {
+  using wide = DegreeList<2, 3, 4, 5, 7, 8, 16, 32>;
+  using edged = DegreeList<3, 5, 8, 16, 32>;
+  using single = DegreeList<4, 8, 32>;
+};
+template <>
+struct PlainDegrees<double> {
+  using wide = DegreeList<3, 5, 8, 16>;
+  using edged = DegreeList<5, 8, 16>;
+  using single = DegreeList<8, 32>;
+};
+enum class Family { wide, edged, single };
 
 // The arguments of the operators. Null: grad_output, forward; out or grad_coeffs, not needed.
 struct Problem {
@@ -28,101 +42,88 @@ struct Problem {
   int degree() const { return static_cast<int>(rows.size()); }
   int64_t numel() const { return layout.outer * layout.groups * layout.inner; }
   int table_rows() const { return degree() + (edge == Edge::linear ? 3 : 1); }
+  bool has_sums() const { return grad_coeffs != nullptr; }
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t long_run = 32;  // elements from which a run is worth a block's attention
+constexpr int most_items = 512;   // of a thread: sums in fp32 stay exact to about 1e-6
 
-constexpr int64_t long_run = 32;             // numbers from which a run is worth a block's attention
-constexpr int64_t most_tiles = 512;          // of a thread: sums in fp32 stay exact to about 1e-6
-constexpr int64_t column_bytes = 16 * 1024;  // of shared memory that the coefficients of columns may fill
-
-struct Grid {
-  Geometry geometry;
-  int threads;
-  int64_t blocks() const { return geometry.pieces * geometry.cells; }
-};
-
-// What a sweep asks for.
-struct Demand {
-  int tile, number_size;     // numbers that make 16 bytes; bytes of a coefficient
-  int coeff_rows, sum_rows;  // coefficients of a column; sums of it, or 0
-  int64_t blocks;            // that fill the device, in threads of
-  int threads;
-  int64_t tiles = most_tiles;  // of a thread, at most
-};
-
-inline Grid cut(const Problem& p, const Demand& d) {
-  const int tile = d.tile;
-  int threads = d.threads;
-  // Named one by one: before C++20 a lambda captures no structured binding.
-  const int64_t outer = p.layout.outer, groups = p.layout.groups, inner = p.layout.inner;
-  const auto is_aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
-  Geometry g{};
-  g.size = p.numel();
-  if (groups > 1 && inner < long_run) {
-    g.access = Access::columns;
-    g.columns = groups * inner;
-    g.inner = inner;
-    g.items = outer;
-    g.item_size = 1;
-    // Neighbouring columns share cache lines; but neither may threads idle, nor the device, nor shared memory overflow.
-    const int64_t column_size = coeff_pitch(d.coeff_rows) * d.number_size;
-    const auto fits = [&](int64_t width) {
-      const int64_t rows_at_once = threads / width * tile, pieces = ceil_div(g.columns, width);
-      return width * column_size <= column_bytes && pieces * width <= g.columns + g.columns / 8 &&
-             pieces * ceil_div(outer, rows_at_once) >= d.blocks;
-    };
-    int64_t width = threads;
-    while (width > 32 && !fits(width)) width /= 2;
-    g.width = static_cast<int>(g.columns <= 64 && g.columns * column_size <= 2 * column_bytes ? g.columns : width);
-  } else {
-    g.access =
-        is_aligned(p.x) && is_aligned(p.grad_output) && is_aligned(p.out) && (inner % tile == 0 || outer * groups == 1)
-            ? Access::vectors
-            : Access::numbers;
-    g.width = 1;
-    g.columns = groups;
-    g.inner = inner;
-    g.item_size = g.access == Access::vectors ? tile : 1;
-    g.items = ceil_div(outer * inner, g.item_size);
-    threads = static_cast<int>(std::clamp<int64_t>(ceil_div(outer * inner, tile * 32) * 32, 32, threads));
-  }
-  const int64_t height = threads / g.width, items_a_tile = tile / g.item_size;
-  const int64_t tiles = ceil_div(g.items, height * items_a_tile);
-  g.pieces = ceil_div(g.columns, g.width);
-  g.cells = std::min(tiles, std::max<int64_t>(1, d.blocks / g.pieces));
-  // Partial sums of columns are to stay few beside the numbers that they are sums of.
-  if (d.sum_rows > 0 && g.access == Access::columns) {
-    g.cells = std::min(g.cells, std::max<int64_t>(1, outer / (8 * d.sum_rows)));
-  }
-  g.cells = std::max(g.cells, ceil_div(tiles, d.tiles));
-  g.tiles = static_cast<int>(ceil_div(tiles, g.cells));
-  g.step = g.cells * height;
-  if (g.access == Access::columns) {
-    g.step_offset = g.step * g.columns;
-  } else {
-    const int64_t numbers = g.step * g.item_size;
-    g.step_inside = numbers % inner;
-    g.step_offset = numbers / inner * g.columns * inner + g.step_inside;
-    g.carry = (g.columns - 1) * inner;
-  }
-  return {g, threads};
+inline Reading reading_of(const Layout& layout) {
+  return layout.groups > 1 && layout.inner < long_run ? Reading::columns : Reading::runs;
 }
 
-// The walk for a kind of table. Powers are walked with c_k = 0 where there are sums, for want of time to compile more;
-// expanded they are by Horner's rule, which keeps their limits at the infinities.
-constexpr Walk walked(Walk kind, bool has_sums) {
-  return kind == Walk::uniform || (kind == Walk::power && !has_sums) ? kind : Walk::general;
+// Elements of an item: 16 bytes of a run, or 8 where there are many coefficients and sums. Columns, whose coefficients
+// and sums each take registers, have 8 bytes, or less.
+template <typename S>
+constexpr int item_width(Reading reading, int registers_of_column) {
+  const bool has_columns = reading == Reading::columns, is_crowded = registers_of_column > 34;
+  if (has_columns && is_crowded) return 1;
+  int width = (has_columns || is_crowded ? 8 : 16) / static_cast<int>(sizeof(S));
+  while (has_columns && width > 1 && width * registers_of_column > 72) width /= 2;
+  return width;
 }
 
-// Calls f(std::integral_constant<Walk, ...>) with it.
-template <bool has_sums, typename F>
-void dispatch_walk(Walk kind, const F& f) {
-  switch (walked(kind, has_sums)) {
-    case Walk::uniform: return f(std::integral_constant<Walk, Walk::uniform>{});
-    case Walk::power: return f(std::integral_constant<Walk, walked(Walk::power, has_sums)>{});
-    default: return f(std::integral_constant<Walk, Walk::general>{});
+// Whether every item of so many elements lies in one run, or one row, aligned to its size.
+template <typename S>
+bool fits(const Problem& p, Reading reading, int width) {
+  const auto is_aligned = [&](const void* at) { return reinterpret_cast<uintptr_t>(at) % (width * sizeof(S)) == 0; };
+  const int64_t whole = reading == Reading::columns ? p.layout.groups * p.layout.inner : p.layout.inner;
+  return (whole % width == 0 || (p.layout.groups == 1 && whole > width)) && is_aligned(p.x) &&
+         is_aligned(p.grad_output) && is_aligned(p.out);
+}
+
+// A kernel, and what its launch has to know of it.
+template <typename Args>
+struct Kernel {
+  void (*run)(Args) = nullptr;
+  Walk walk{};
+  Reading reading{};
+  int width = 0, unroll = 0;
+  int resident_blocks = 0;  // on a multiprocessor
+  int waves = 0;            // times that the blocks of a sweep fill the device
+
+  template <typename Device>
+  Partition partition(const Layout& layout, int coeff_rows, int sum_rows, int most_turns, const Device& device) const {
+    const int coeff_bytes = coeff_pitch(coeff_rows) * static_cast<int>(sizeof(typename Args::T));
+    const int64_t blocks = int64_t{waves} * resident_blocks * device.multiprocessors();
+    return cuda::partition(layout,
+                           {reading, width, unroll, blocks, device.threads(), most_turns, coeff_bytes, sum_rows});
   }
+  // The shared memory of a block: its coefficients, and the workspace in which its sums meet.
+  int64_t shared_bytes(const Partition& p, int coeff_rows, int sums) const {
+    using T = typename Args::T;
+    const int columns = reading == Reading::columns ? static_cast<int>(p.across) * width : 1;
+    return (shared_coeffs(columns, coeff_rows) + workspace_size<T>(reading, sums, width, p.threads)) * sizeof(T);
+  }
+};
+
+// Many short blocks even out the ends of the work, and meet memory in order; but blocks of columns cost more to start
+// and to end.
+template <typename Form, typename S>
+inline constexpr int waves = !Form::has_columns  ? 16
+                             : Form::is_backward ? 1
+                             : sizeof(S) == 2    ? 2
+                                                 : 16;
+
+// The kernel for a kind of table. A general walk is always right, but for powers of an infinity, which Horner's rule
+// alone keeps; between edges there are no infinities.
+template <Family family, bool is_backward, Reading reading, int width, template <typename> class KernelOf>
+auto kernel_for(Walk kind) {
+  constexpr bool has_edges = family != Family::wide;
+  if constexpr (!has_edges) {
+    if (kind == Walk::uniform) return KernelOf<Form<Walk::uniform, is_backward, has_edges, reading, width>>::get();
+  }
+  if constexpr (!is_backward && family != Family::edged) {
+    if (kind == Walk::power) return KernelOf<Form<Walk::power, is_backward, has_edges, reading, width>>::get();
+  }
+  return KernelOf<Form<Walk::general, is_backward, has_edges, reading, width>>::get();
+}
+
+// Calls f(std::integral_constant<Reading, ...>) with it.
+template <typename F>
+auto dispatch_reading(Reading reading, const F& f) {
+  if (reading == Reading::runs) return f(std::integral_constant<Reading, Reading::runs>{});
+  return f(std::integral_constant<Reading, Reading::columns>{});
 }
 
 // scale, and the slopes phi_k' at lo and at hi that linear edges need.
@@ -149,37 +150,34 @@ inline std::vector<double> weights_of(const Problem& p, const Recurrence& r) {
 
 // Numbers in the device's memory that came there as arguments of kernels.
 template <typename Device>
-double* deliver(const std::vector<double>& numbers, Device& device) {
+double* upload(const std::vector<double>& numbers, Device& device) {
   auto* to = static_cast<double*>(device.allocate(numbers.size() * sizeof(double)));
-  for (size_t i = 0; i < numbers.size(); i += Parcel::capacity) {
-    Parcel parcel;
-    parcel.count = static_cast<int>(std::min<size_t>(numbers.size() - i, Parcel::capacity));
-    std::copy_n(numbers.begin() + static_cast<int64_t>(i), parcel.count, parcel.numbers);
-    device.launch(unpack, 1, device.threads(), 0, parcel, to + i);
+  for (size_t i = 0; i < numbers.size(); i += Upload::capacity) {
+    Upload part;
+    part.count = static_cast<int>(std::min<size_t>(numbers.size() - i, Upload::capacity));
+    std::copy_n(numbers.begin() + static_cast<int64_t>(i), part.count, part.numbers);
+    device.launch(unpack, 1, device.threads(), 0, part, to + i);
   }
   return to;
 }
 
-// Launches kernel(args) to add up args.slabs, whose first numbers are known, for `rows` values of k.
+// Launches kernel(args) to add up args.partials for `count` values of k.
 template <typename Args, typename Device>
-void launch_adders(void (*kernel)(Args), Args& args, int rows, Device& device) {
-  Slabs& s = args.slabs;
-  const int64_t terms = s.count * (s.columns / s.groups);
-  s.width = 1;
-  while (s.width < 32 && s.width < s.groups) s.width *= 2;
-  s.height = 32 / s.width;
-  while (s.width * s.height < 1024 && s.height < terms / 4) s.height *= 2;
-  const int threads = s.width * s.height;
-  device.launch(kernel, ceil_div(s.groups, s.width) * rows, threads, threads * sizeof(double), args);
+void launch_adders(void (*kernel)(Args), Args& args, int64_t groups, int count, Device& device) {
+  Adders& a = args.adders;
+  a = {groups, 1, 1};
+  while (a.width < 32 && a.width < groups) a.width *= 2;
+  a.height = 32 / a.width;
+  while (a.width * a.height < max_adders && a.height < args.partials.slabs / 4) a.height *= 2;
+  const int threads = a.width * a.height;
+  device.launch(kernel, ceil_div(groups, a.width) * count, threads, threads * sizeof(double), args);
 }
 
-// Writes grad_coeffs from `count` slabs of sums.
+// Writes grad_coeffs from partial sums.
 template <typename T, typename Device>
-void launch_reduce(const Problem& p, const Recurrence& recurrence, const T* partial, int64_t count, int64_t columns,
-                   Device& device) {
+void launch_reduce(const Problem& p, const Recurrence& recurrence, const Partials<T>& partials, Device& device) {
   Reduction<T> r{};
-  r.partial = partial;
-  r.slabs = {count, columns, p.layout.groups, p.table_rows(), 0, 0};
+  r.partials = partials;
   r.degree = p.degree();
   r.grad = p.grad_coeffs;
   r.grad_type = p.coeffs_type;
@@ -187,64 +185,78 @@ void launch_reduce(const Problem& p, const Recurrence& recurrence, const T* part
   if (static_cast<int64_t>(scales.size()) <= scale_count(32)) {
     std::copy(scales.begin(), scales.end(), r.scales);
   } else {
-    r.far_scales = deliver(scales, device);
+    r.far_scales = upload(scales, device);
   }
-  launch_adders(reduce<T>, r, r.degree + 1, device);
+  launch_adders(reduce<T>, r, p.layout.groups, r.degree + 1, device);
 }
 
-// `slabs` slabs of `rows` rows of sums are to come of it.
+// A sweep over p, with room for `sum_rows` sums of every column from each of `slabs` blocks, warps or threads.
 template <typename S, typename Device>
-Sweep<S> sweep_of(const Problem& p, const Grid& grid, int64_t slabs, int rows, Device& device) {
+Sweep<S> sweep_of(const Problem& p, const Partition& partition, int coeff_rows, int64_t slabs, int sum_rows,
+                  Device& device) {
   using T = compute_t<S>;
   Sweep<S> s{};
   s.x = static_cast<const S*>(p.x);
   s.grad_output = static_cast<const S*>(p.grad_output);
   s.out = static_cast<S*>(p.out);
+  s.partials = {nullptr, slabs, partition.columns, sum_rows};
+  if (sum_rows > 0) {
+    s.partials.at = static_cast<T*>(device.allocate(slabs * sum_rows * partition.columns * sizeof(T)));
+  }
   s.degree = p.degree();
-  s.rows = rows;
-  if (slabs > 0) s.partial = static_cast<T*>(device.allocate(slabs * rows * grid.geometry.columns * sizeof(T)));
+  s.rows = coeff_rows;
   s.edge = p.edge;
   s.center = static_cast<T>(p.center);
   s.lo = static_cast<T>(p.lo);
   s.hi = static_cast<T>(p.hi);
-  s.geometry = grid.geometry;
+  s.partition = partition;
   return s;
 }
 
-// Degrees whose sums fit in registers: one launch, and one more for the gradient in the coefficients.
-template <typename S, typename Range, typename Device>
-void run_tabled(const Problem& p, Device& device) {
-  using T = compute_t<S>;
-  // A forward has no sums to add up in the end, so more and shorter blocks even out the work of SMs.
-  const int64_t resident = p.grad_coeffs == nullptr ? 4 * resident_blocks<S, Range::highest, false>
-                                                    : resident_blocks<S, Range::highest, true>;
-  const int64_t blocks = resident * device.multiprocessors();
-  const bool has_sums = p.grad_coeffs != nullptr;
-  const int rows = p.table_rows();
-  const Grid grid = cut(p, {tile<S>, sizeof(T), rows, has_sums ? rows : 0, blocks, device.threads()});
-  const Recurrence r = prepare(p.rows);
-  TabledSweep<S, Range::highest> args{};
-  args.sweep = sweep_of<S>(p, grid, has_sums ? grid.geometry.cells : 0, rows, device);
-  args.coeffs = p.coeffs;
-  args.coeffs_type = p.coeffs_type;
-  set_rows(r, walked(r.kind, has_sums), args.a, args.b, args.c);
-  const auto weights = weights_of(p, r);
-  std::copy(weights.begin(), weights.end(), args.weights);
-  const int room = has_sums ? room_rows * grid.threads : 0;
-  const int64_t shared = (grid.geometry.width * coeff_pitch(rows) + room) * sizeof(T);
-  const auto launch = [&](auto has_sums) {
-    dispatch_walk<has_sums.value>(r.kind, [&](auto kind) {
-      device.launch(sweep<kind.value, Range, has_sums.value, S>, grid.blocks(), grid.threads, shared, args);
-    });
+template <typename Range, typename S>
+struct Tabled {
+  template <typename Form>
+  struct Of {
+    static Kernel<TabledSweep<S, Range::highest>> get() {
+      return {
+          sweep<Form, Range, S>,           Form::walk,    Form::reading, Form::width, unroll<Form, S, Range::highest>,
+          resident_blocks<Form, Range, S>, waves<Form, S>};
+    }
   };
-  dispatch_bool(has_sums, launch);
-  if (has_sums) launch_reduce(p, r, args.sweep.partial, grid.geometry.cells, grid.geometry.columns, device);
+};
+
+// The kernel of a family for a problem whose degree `Range` holds, if there is one.
+template <typename Range, Family family, typename S>
+Kernel<TabledSweep<S, Range::highest>> tabled_kernel(const Problem& p, Walk kind) {
+  Kernel<TabledSweep<S, Range::highest>> kernel;
+  dispatch_reading(reading_of(p.layout), [&](auto reading) {
+    dispatch_bool(p.grad_output != nullptr, [&](auto is_backward) {
+      constexpr int registers = (Range::highest + 1) * (is_backward.value ? 2 : 1);
+      constexpr int width = family == Family::single ? 1 : item_width<S>(reading.value, registers);
+      if constexpr ((family == Family::single) == (width == 1)) {
+        if (!fits<S>(p, reading.value, width)) return;
+        kernel = kernel_for<family, is_backward.value, reading.value, width, Tabled<Range, S>::template Of>(kind);
+      }
+    });
+  });
+  return kernel;
 }
 
-// Slabs of sums where every warp, or where columns differ every row of threads, has one.
-inline int64_t long_slabs(const Grid& grid) {
-  const Geometry& g = grid.geometry;
-  return g.cells * (g.access == Access::columns ? grid.threads / g.width : grid.threads / 32);
+// Degrees whose sums fit in registers: one launch, and one more for the gradient in the coefficients.
+template <typename S, int highest, typename Device>
+void run_tabled(const Problem& p, const Recurrence& r, const Kernel<TabledSweep<S, highest>>& kernel, Device& device) {
+  const int rows = p.table_rows(), sum_rows = p.has_sums() ? rows : 0;
+  const Partition part = kernel.partition(p.layout, rows, sum_rows, most_items / kernel.unroll, device);
+  TabledSweep<S, highest> args{};
+  args.sweep = sweep_of<S>(p, part, rows, part.cells, sum_rows, device);
+  args.coeffs = p.coeffs;
+  args.coeffs_type = p.coeffs_type;
+  set_rows(r, kernel.walk, args.a, args.b, args.c);
+  const auto weights = weights_of(p, r);
+  std::copy(weights.begin(), weights.end(), args.weights);
+  const int together = p.has_sums() ? std::max(p.degree() + 1, 2) : 0;  // sums that meet: of phi_k, or beyond the edges
+  device.launch(kernel.run, part.blocks(), part.threads, kernel.shared_bytes(part, rows, together), args);
+  if (p.has_sums()) launch_reduce(p, r, args.sweep.partials, device);
 }
 
 // a, b and c of every row, one after the other.
@@ -261,8 +273,8 @@ LongTables<T> long_tables(const Problem& p, const Recurrence& r, Walk kind, bool
                           const std::vector<double>& weights, Device& device) {
   const std::vector<double> rows = long_rows(r, kind);
   LongTables<T> t{};
-  t.rows = deliver(rows, device);
-  t.weights = deliver(weights, device);
+  t.rows = upload(rows, device);
+  t.weights = upload(weights, device);
   t.coeffs = p.coeffs;
   t.coeffs_type = p.coeffs_type;
   t.degree = p.degree();
@@ -276,40 +288,81 @@ LongTables<T> long_tables(const Problem& p, const Recurrence& r, Walk kind, bool
   return t;
 }
 
+// A sweep that keeps its sums in memory, `sum_rows` of every column for each warp, or where columns differ each row of
+// threads.
+template <typename S, Reading reading, typename Device>
+Sweep<S> long_sweep_of(const Problem& p, int sum_rows, int most_turns, Device& device) {
+  const Demand demand{reading, 1, long_unroll, 2 * device.multiprocessors(), device.threads(), most_turns, 1, sum_rows};
+  const Partition part = partition(p.layout, demand);
+  const int64_t slabs = part.cells * (reading == Reading::columns ? part.down : part.threads / 32);
+  return sweep_of<S>(p, part, 0, slabs, sum_rows, device);
+}
+
+template <typename S>
+struct LongKernel {
+  void (*run)(Sweep<S>, LongTables<compute_t<S>>);
+  Walk walk;
+
+  template <typename Form>
+  struct Of {
+    static LongKernel get() { return {long_sweep<Form, S>, Form::walk}; }
+  };
+};
+
 // Any degree, with tables and sums in memory.
 template <typename S, typename Device>
-void run_long(const Problem& p, Device& device) {
-  using T = compute_t<S>;
-  const bool has_sums = p.grad_coeffs != nullptr;
-  const int64_t blocks = 2 * device.multiprocessors();
-  const Grid grid =
-      cut(p, {tile<S>, sizeof(T), p.table_rows(), has_sums ? p.table_rows() : 0, blocks, device.threads()});
-  const Recurrence r = prepare(p.rows);
+void run_long(const Problem& p, const Recurrence& r, Device& device) {
   // Where no dx is asked for, its coefficients may be any, and those of y take less memory than D.
   const bool forward = p.grad_output == nullptr || p.out == nullptr;
-  const LongTables<T> t = long_tables<T>(p, r, walked(r.kind, has_sums), forward, p.table_rows(),
-                                         forward ? scales_of(p, r) : weights_of(p, r), device);
-
-  const int64_t slabs = has_sums ? long_slabs(grid) : 0;
-  const Sweep<S> s = sweep_of<S>(p, grid, slabs, p.table_rows(), device);
-  dispatch_bool(has_sums, [&](auto has_sums) {
-    dispatch_walk<has_sums.value>(r.kind, [&](auto kind) {
-      device.launch(long_sweep<kind.value, has_sums.value, S>, grid.blocks(), grid.threads, 0, s, t);
+  dispatch_reading(reading_of(p.layout), [&](auto reading) {
+    dispatch_bool(p.grad_output != nullptr, [&](auto is_backward) {
+      const int sum_rows = p.has_sums() ? p.table_rows() : 0;
+      const Sweep<S> s = long_sweep_of<S, reading.value>(p, sum_rows, most_items / long_unroll, device);
+      const auto [kernel, kind] =
+          kernel_for<Family::single, is_backward.value, reading.value, 1, LongKernel<S>::template Of>(r.kind);
+      const auto tables = long_tables<compute_t<S>>(p, r, kind, forward, p.table_rows(),
+                                                    forward ? scales_of(p, r) : weights_of(p, r), device);
+      device.launch(kernel, s.partition.blocks(), s.partition.threads, 0, s, tables);
+      if (p.has_sums()) launch_reduce(p, r, s.partials, device);
     });
   });
-  if (has_sums) launch_reduce(p, r, s.partial, slabs, grid.geometry.columns, device);
+}
+
+// Calls run(kernel) with what choose(range, family) finds for a degree: for items of several elements, if they fit, or
+// for single elements. False where there is none.
+template <typename Kernels, typename Choose, typename Run>
+bool dispatch_kernel(int degree, bool has_edges, const Choose& choose, const Run& run) {
+  bool done = false;
+  const auto attempt = [&](auto range, auto family) {
+    const auto kernel = choose(range, family);
+    done = kernel.run != nullptr;
+    if (done) run(kernel);
+  };
+  const auto attempt_all = [&](auto degrees, auto family) {
+    if (!done) dispatch_degree(degree, degrees, [&](auto range) { attempt(range, family); });
+  };
+  if (has_edges) {
+    attempt_all(typename Kernels::edged{}, std::integral_constant<Family, Family::edged>{});
+  } else {
+    attempt_all(typename Kernels::wide{}, std::integral_constant<Family, Family::wide>{});
+  }
+  attempt_all(typename Kernels::single{}, std::integral_constant<Family, Family::single>{});
+  return done;
 }
 
 // y, or one or both of the gradients, for storage type S.
-template <typename S, typename Kernels = AllDegrees, typename Device>
+template <typename S, typename Kernels = PlainDegrees<S>, typename Device>
 void launch_plain(const Problem& p, Device& device) {
+  const Recurrence r = prepare(p.rows);
   if (p.numel() == 0) {
-    if (p.grad_coeffs != nullptr) launch_reduce<float>(p, prepare(p.rows), nullptr, 0, p.layout.groups, device);
+    if (p.has_sums()) launch_reduce<float>(p, r, {nullptr, 0, p.layout.groups, 0}, device);
     return;
   }
-  const bool fits =
-      dispatch_degree(p.degree(), Kernels{}, [&](auto range) { run_tabled<S, decltype(range)>(p, device); });
-  if (!fits) run_long<S>(p, device);
+  const bool done = dispatch_kernel<Kernels>(
+      p.degree(), p.edge != Edge::extrapolate,
+      [&](auto range, auto family) { return tabled_kernel<decltype(range), family.value, S>(p, r.kind); },
+      [&](const auto& kernel) { run_tabled(p, r, kernel, device); });
+  if (!done) run_long<S>(p, r, device);
 }
 
 }  // namespace slaf_ext::cuda

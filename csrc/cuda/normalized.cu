@@ -1,4 +1,5 @@
 // The operators on CUDA devices: the normalised form.
+#include "stream.h"
 #include "units.h"
 
 namespace slaf_ext::cuda {

@@ -7,14 +7,14 @@
 //
 // so three sweeps, one walk that is right for every table, and sums added up between them. A variance must not be the
 // difference of two large numbers. Every block subtracts a shift from its psi_k, their mean over its threads' first
-// tiles, and `finish_moments` merges the blocks in fp64. Where a block's mean lies d from its shift, a rounding of its
-// sums weighs (d / deviation)^2. That is at most the number of tiles of a thread, however unlucky the sample, since the
-// sample is a part of the block. So with few tiles fp32 sums serve, x is read once, and nothing is decided on the host.
+// turns, and `finish_moments` merges the blocks in fp64. Where a block's mean lies d from its shift, a rounding of its
+// sums weighs (d / deviation)^2. That is at most the number of turns of a thread, however unlucky the sample, since the
+// sample is a part of the block. So with few turns fp32 sums serve, x is read once, and nothing is decided on the host.
 // phi_k may be so large that fp32 does not hold its square, nor 1 / v_k, so sums are taken of psi_k times a power of
 // two, which rounds nothing, and factors are of the size of 1 / s_k.
 #pragma once
 
-#include "kernels.cuh"
+#include "long.cuh"
 
 namespace slaf_ext::cuda {
 
@@ -72,7 +72,7 @@ constexpr int sample_exponent = 32;
 // Sums over a sample are taken of its numbers times this, since each may be near the end of the range.
 constexpr double sample_unit = 0x1p-16;
 
-// A sweep and its tables, as the argument of a kernel. Its `rows` are those of its sums.
+// What a sweep takes, as the argument of a kernel: its `rows` are those of the coefficients that it reads.
 template <typename S, int highest>
 struct TabledNormalized {
   using T = compute_t<S>;
@@ -82,200 +82,159 @@ struct TabledNormalized {
   double inverse_scales[highest + 1];
 };
 
-template <Pass pass, typename S, int highest>
-inline constexpr int normalized_blocks = [] {
-  constexpr int words = sizeof(compute_t<S>) / 4;
-  constexpr int packs = pass == Pass::normalized_gradient ? 9 : 6;
-  constexpr int rows = pass == Pass::moments             ? 2 * highest + highest / 4 + 12
-                       : pass == Pass::centered_gradient ? highest + 11
-                                                         : (highest > 12 ? 32 : std::max(0, highest - 2));
-  return std::max(1, 65536 / max_threads / ((words == 1 ? 24 : 68) + words * (packs * tile<S> + rows)));
-}();
-
 template <typename T, int count>
-__device__ __forceinline__ Pack<T, count> magnitude(const Pack<T, count>& p) {
-  return Pack<T, count>::make([&](int u) { return p.v[u] < T(0) ? -p.v[u] : p.v[u]; });
+SLAF_INLINE Pack<T, count> magnitude(const Pack<T, count>& p) {
+  return Pack<T, count>::make([&](int i) { return p.v[i] < T(0) ? -p.v[i] : p.v[i]; });
 }
 
-// A tile as the walk sees it.
-template <typename P>
-struct MappedTile {
-  P x, seed;         // the seed is grad_output, or 1; 0 where nothing is left
-  unsigned outside;  // bits, of the numbers that were clamped
+// x as the walk sees it.
+template <typename S, typename T, typename P>
+__device__ __forceinline__ P mapped(const Sweep<S, T>& s, const P& x) {
+  if (s.edge == Edge::extrapolate) return x + -s.center;
+  return inside_of(x, s.lo, s.hi, s.center).x;
+}
+
+// dx of some elements. Row r of a, u, v is `factor(r)`.
+template <Pass pass, typename Range, typename S, typename T, typename P, typename Factor>
+__device__ __forceinline__ P gradient_of(const Sweep<S, T>& s, const Rows<T>& table, const P& x, const P& grad_output,
+                                         const Factor& factor) {
+  const int K = s.degree + 1;
+  P result = P::of(T(0));
+  const auto visit = [&](int k, const Dual<P>& psi) {
+    // Degrees that share a kernel walk as far as the highest of them.
+    if (k == 0 || (Range::highest >= 0 && k > Range::lowest && k > s.degree)) return;
+    if constexpr (pass == Pass::walked_gradient) {
+      result = result + psi.slope * factor(k);
+    } else {
+      const P centered = psi.value * factor(2 * K + k) + factor(K + k) + grad_output;
+      result = result + psi.slope * factor(k) * centered;
+    }
+  };
+  const Dual<P> at{mapped(s, x), P::of(T(1))}, one{P::of(T(1)), P::of(T(0))};
+  if constexpr (Range::highest < 0)
+    walk<Walk::general>(at, one, table, in_blocks(s.degree), visit);
+  else
+    walk<Walk::general>(at, one, table, in_blocks(Range::highest), visit);
+  if constexpr (pass == Pass::walked_gradient) result = result * grad_output;
+  // Beyond a linear edge the slope is that of the edge.
+  if (s.edge == Edge::extrapolate || s.edge == Edge::linear) return result;
+  return zero_where(inside_of(x, s.lo, s.hi, s.center).outside, result);
+}
+
+// What a kernel is compiled for.
+template <Pass pass_, Reading reading_, int width_>
+struct NormalizedForm : Form<Walk::general, pass_ != Pass::moments, true, reading_, width_> {
+  static constexpr Pass pass = pass_;
 };
 
-template <Pass pass, typename S, typename T>
-__device__ __forceinline__ MappedTile<Pack<T, tile<S>>> mapped_tile(const Sweep<S, T>& s, Cursor at) {
-  MappedTile<Pack<T, tile<S>>> t{};
-  dispatch_access(s.geometry.access, [&](auto access) {
-    read_tile<access.value>(s.x, at, s.geometry, t.x);
-    if constexpr (pass == Pass::moments) {
-#pragma unroll
-      for (int u = 0; u < tile<S>; ++u) {
-        const bool is_there =
-            access.value == Access::vectors ? at.left > 0 && at.offset + u < s.geometry.size : at.left > u;
-        t.seed.v[u] = is_there ? T(1) : T(0);
-      }
-    } else {
-      read_tile<access.value>(s.grad_output, at, s.geometry, t.seed);
-    }
-  });
-#pragma unroll
-  for (int u = 0; u < tile<S>; ++u) {
-    T x = t.x.v[u];
-    if (s.edge != Edge::extrapolate) {
-      t.outside |= (x < s.lo || x > s.hi ? 1u : 0u) << u;
-      x = x < s.lo ? s.lo : x > s.hi ? s.hi : x;
-    }
-    t.x.v[u] = x - s.center;
-  }
-  return t;
-}
+// Items that a thread reads in one turn, and blocks that a multiprocessor's registers are to hold at once.
+template <typename Form, typename S>
+inline constexpr int normalized_unroll = Form::width == 1    ? 4
+                                         : Form::has_columns ? 2
+                                                             : 1;
 
-template <Access access, typename S>
-__device__ __forceinline__ void advance_tile(Cursor& at, const Geometry& g) {
-#pragma unroll
-  for (int u = 0; u < (access == Access::vectors ? 1 : tile<S>); ++u) advance<access>(at, g);
-}
-
-// Calls visit(k, seed psi_k, seed) over one tile of a thread, whose cursor passes on to the next.
-template <Pass pass, int certain, typename S, typename T, typename Tail, typename Visit>
-__device__ __forceinline__ void visit_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table,
-                                           const Degree<Tail>& degree, const Visit& visit) {
-  const auto t = mapped_tile<pass>(s, at);
-  walk<Walk::general>(t.x, t.seed, table, degree, [&](int k, const auto& psi) {
-    // Degrees that share a kernel walk as far as the highest of them.
-    if (k > certain && k > s.degree) return;
-    visit(k, psi, t.seed);
-  });
-  dispatch_access(s.geometry.access, [&](auto access) { advance_tile<access.value, S>(at, s.geometry); });
-}
-
-// Writes dx over one tile. Row r of a, u, v is factors[r].
-template <Pass pass, int certain, typename S, typename T, typename Tail>
-__device__ __forceinline__ void gradient_tile(const Sweep<S, T>& s, Cursor& at, const Rows<T>& table,
-                                              const Degree<Tail>& degree, const T* factors) {
-  using P = Pack<T, tile<S>>;
-  const auto t = mapped_tile<pass>(s, at);
-  const int K = s.degree + 1;
-  const Dual<P> x{t.x, P::of(T(1))}, one{P::of(T(1)), P::of(T(0))};
-  P result = P::of(T(0));
-  walk<Walk::general>(x, one, table, degree, [&](int k, const Dual<P>& psi) {
-    if (k == 0 || (k > certain && k > s.degree)) return;
-    if constexpr (pass == Pass::walked_gradient) {
-      result = result + psi.slope * factors[k];
-    } else {
-      const P centered = psi.value * factors[2 * K + k] + factors[K + k] + t.seed;
-      result = result + psi.slope * factors[k] * centered;
-    }
-  });
-  if constexpr (pass == Pass::walked_gradient) result = result * t.seed;
-#pragma unroll
-  for (int u = 0; u < tile<S>; ++u) {
-    // Beyond a linear edge the slope is that of the edge.
-    if ((t.outside >> u & 1u) != 0 && s.edge != Edge::linear) result.v[u] = T(0);
-  }
-  dispatch_access(s.geometry.access, [&](auto access) {
-    write_tile<access.value>(s.out, at, s.geometry, result);
-    advance_tile<access.value, S>(at, s.geometry);
-  });
-}
+template <typename Form, typename S, int highest>
+inline constexpr int normalized_blocks = [] {
+  constexpr int words = sizeof(compute_t<S>) / 4, sums = (highest + 1) * Form::lanes * words;
+  constexpr int items = normalized_unroll<Form, S> * Form::width * sizeof(S) / 4 * 2;
+  const int walk = (Form::pass != Pass::normalized_gradient ? 52
+                    : Form::has_columns                     ? 66
+                                                            : 56) *
+                       words +
+                   (highest > 8 ? 3 * highest : 0);
+  const int columns = Form::pass == Pass::moments ? 2 * sums : Form::pass == Pass::centered_gradient ? sums : 0;
+  return std::clamp(65536 / max_threads / (24 + items + columns + walk), 1, 8);
+}();
 
 // Degrees up to the highest of `Range`, in registers.
-template <Pass pass, typename Range, typename S>
-__global__ void __launch_bounds__(max_threads, (normalized_blocks<pass, S, Range::highest>))
+template <typename Form, typename Range, typename S>
+__global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range::highest>))
     normalized_sweep(const __grid_constant__ TabledNormalized<S, Range::highest> args) {
   using T = compute_t<S>;
+  using Lanes = Pack<T, Form::lanes>;
+  constexpr Pass pass = Form::pass;
   constexpr int highest = Range::highest;
   const Sweep<S>& s = args.sweep;
-  const Geometry& g = s.geometry;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int K = s.degree + 1, rows = coeff_rows(pass, s.degree), pitch = coeff_pitch(rows);
   const Rows<T> table{args.a, args.b, args.c};
-  T* const block_coeffs = shared_memory<T>();
-  T* const room = block_coeffs + g.width * pitch;
-  Part part(g);
-  const T* const coeffs = block_coeffs + part.local * pitch;
+  const int K = s.degree + 1, rows = s.rows;
+  Elements<Form, Form::is_backward, normalized_unroll<Form, S>, highest, S> elements(s);
+  const Block<Form, T> block(s.partition, elements.at, rows);
+  const auto store = [&](int row, int local, T total) { block.store(s.partials, row, elements.at.cell, local, total); };
 
-  const auto store = [&](int row, int64_t column, T t) {
-    s.partial[(part.cell * s.rows + row) * g.columns + column] = t;
-  };
-  // Calls f(number, row, column) for every coefficient of the block.
-  const auto for_coeffs = [&](const auto& f) {
-#pragma unroll 1
-    for (int i = thread; i < g.width * rows; i += threads) {
-      const int local = i / rows, r = i % rows;
-      const int64_t column = part.column - part.local + local;
-      if (column < g.columns) f(block_coeffs + local * pitch, r, column);
-    }
-    __syncthreads();
+  // Calls f(k, psi) with grad_output psi_k, or psi_k, or zeros where there is no element. Returns x, of no use.
+  const auto visit_terms = [&](const auto& x, const auto& grad_output, bool is_there, const auto& f) {
+    using P = std::decay_t<decltype(x)>;
+    const P seed = pass == Pass::moments ? P::of(is_there ? T(1) : T(0)) : grad_output;
+    walk<Walk::general>(mapped(s, x), seed, table, in_blocks(highest), [&](int k, const P& psi) {
+      // Degrees that share a kernel walk as far as the highest of them.
+      if (k > Range::lowest && k > s.degree) return;
+      f(k, psi, seed);
+    });
+    return x;
   };
 
-  constexpr auto degree = in_blocks(highest);
   if constexpr (pass == Pass::moments) {
-    T sample[highest + 1] = {};
-    [[maybe_unused]] T size[highest + 1] = {};
-    Cursor first = part.at;
-    visit_tile<pass, Range::lowest>(s, first, table, degree, [&](int k, const auto& psi, const auto&) {
-      sample[k] = psi.total() * T(sample_unit);
-      if constexpr (has_units<T>) size[k] = magnitude(psi).total() * T(sample_unit);
+    Lanes sample[highest + 1] = {};
+    [[maybe_unused]] Lanes size[highest + 1] = {};
+    elements.map(false, [&](const auto& x, const auto& grad_output, bool is_there) {
+      return visit_terms(x, grad_output, is_there, [&](int k, const auto& psi, const auto&) {
+        accumulate<Form::has_columns>(sample[k], psi * T(sample_unit));
+        if constexpr (has_units<T>) accumulate<Form::has_columns>(size[k], magnitude(psi) * T(sample_unit));
+      });
     });
-    add_up(sample, K, part, g, room, [&](int k, int local, int64_t, T t) { block_coeffs[local * pitch + k] = t; });
+    block.reduce(sample, K, [&](int k, int local, T t) { block.shared[local * block.pitch + k] = t; });
     if constexpr (has_units<T>) {
-      add_up(size, K, part, g, room, [&](int k, int local, int64_t, T t) { block_coeffs[local * pitch + K + k] = t; });
+      block.reduce(size, K, [&](int k, int local, T t) { block.shared[local * block.pitch + K + k] = t; });
     }
-    // Row 0 is the number of the sample's elements, and no shift.
-    for_coeffs([&](T* at, int r, int64_t column) {
-      if (r % K == 0) return;
-      const bool is_shift = r < K;
-      if (is_shift) {
-        at[r] = at[0] > 0 ? at[r] / at[0] : T(0);
-      } else {
-        at[r] = unit_for<T>(has_units<T> && at[0] > 0 ? at[r] / at[0] : T(0), sample_exponent);
-      }
-      store(2 * K + r, column, at[r]);
-    });
-  } else {
-    for_coeffs([&](T* at, int r, int64_t column) {
-      const int64_t group = g.access == Access::columns ? column / g.inner : column;
-      if constexpr (pass == Pass::centered_gradient) {
-        const int k = r % K;
-        const int64_t of_group = group * s.degree + k - 1;
-        if (r < K) {
-          at[r] = k == 0 ? T(0) : shift_of<T>(args.statistics.mean[of_group], args.inverse_scales[k]);
-        } else {
-          at[r] = k == 0 ? T(1)
-                         : unit_of<T>(args.statistics.variance[of_group], args.statistics.eps, args.inverse_scales[k]);
-        }
-      } else {
-        at[r] = args.statistics.factors[group * rows + r];
-      }
-    });
   }
-
-  [[maybe_unused]] T sums[highest + 1] = {}, squares[highest + 1] = {};
-#pragma unroll 1
-  for (int i = 0; i < g.tiles; ++i) {
+  block.for_coeffs([&](T* coeffs, int r, int64_t group) {
+    const int k = r % K;
+    T& t = coeffs[r];
     if constexpr (pass == Pass::normalized_gradient) {
-      gradient_tile<pass, Range::lowest>(s, part.at, table, degree, coeffs);
+      t = args.statistics.factors[group * rows + r];
+    } else if (k == 0) {
+      // No shift, and the unit 1; or of a sample, the number of its elements.
+      if constexpr (pass == Pass::centered_gradient) t = r == 0 ? T(0) : T(1);
+    } else if constexpr (pass == Pass::centered_gradient) {
+      const int64_t i = group * s.degree + k - 1;
+      t = r < K ? shift_of<T>(args.statistics.mean[i], args.inverse_scales[k])
+                : unit_of<T>(args.statistics.variance[i], args.statistics.eps, args.inverse_scales[k]);
     } else {
-      visit_tile<pass, Range::lowest>(s, part.at, table, degree, [&](int k, const auto& psi, const auto& seed) {
+      t = coeffs[0] > 0 ? t / coeffs[0] : T(0);
+      if (r >= K) t = unit_for<T>(has_units<T> ? t : T(0), sample_exponent);
+      store(2 * K + r, static_cast<int>(coeffs - block.shared) / block.pitch, t);
+    }
+  });
+
+  if constexpr (pass == Pass::normalized_gradient) {
+    const auto f = [&](const auto& x, const auto& grad_output, bool) {
+      using P = std::decay_t<decltype(x)>;
+      return gradient_of<pass, Range>(s, table, x, grad_output, [&](int r) { return block.template row<P>(r); });
+    };
+    for (; elements.has_items(); elements.next()) elements.map(true, f);
+    elements.map_ragged(true, f);
+  } else {
+    Lanes sums[highest + 1] = {};
+    [[maybe_unused]] Lanes squares[highest + 1] = {};
+    const auto f = [&](const auto& x, const auto& grad_output, bool is_there) {
+      return visit_terms(x, grad_output, is_there, [&](int k, const auto& psi, const auto& seed) {
+        using P = std::decay_t<decltype(psi)>;
         if (k == 0) {
-          sums[0] += psi.total();
+          accumulate<Form::has_columns>(sums[0], psi);
           return;
         }
-        auto centered = psi - seed * coeffs[k];
-        if constexpr (has_units<T>) centered = centered * coeffs[K + k];
-        sums[k] += centered.total();
-        if constexpr (pass == Pass::moments) squares[k] += (centered * centered).total();
+        P centered = psi - seed * block.template row<P>(k);
+        if constexpr (has_units<T>) centered = centered * block.template row<P>(K + k);
+        accumulate<Form::has_columns>(sums[k], centered);
+        if constexpr (pass == Pass::moments) accumulate<Form::has_columns>(squares[k], centered * centered);
       });
+    };
+    for (; elements.has_items(); elements.next()) elements.map(false, f);
+    elements.map_ragged(false, f);
+    block.reduce(sums, K, store);
+    if constexpr (pass == Pass::moments) {
+      block.reduce(squares, K, [&](int k, int local, T total) { store(K + k, local, total); });
     }
-  }
-  if constexpr (pass != Pass::normalized_gradient) {
-    add_up(sums, K, part, g, room, [&](int k, int, int64_t column, T t) { store(k, column, t); });
-  }
-  if constexpr (pass == Pass::moments) {
-    add_up(squares, K, part, g, room, [&](int k, int, int64_t column, T t) { store(K + k, column, t); });
   }
 }
 
@@ -287,66 +246,70 @@ struct LongNormalized {
   const double* inverse_scales;
 };
 
-// Any degree: tables, shifts and sums in memory. A warp, or where columns differ a thread, has a slab of them.
-template <Pass pass, typename S, typename T = compute_t<S>>
-__global__ void __launch_bounds__(max_threads, 2)
+// Any degree: tables, shifts and sums in memory.
+template <Pass pass, Reading reading, typename S, typename T = compute_t<S>>
+__global__ void __launch_bounds__(max_threads, 8 / sizeof(T))
     long_normalized_sweep(const __grid_constant__ Sweep<S> s, const __grid_constant__ LongNormalized<T> t) {
-  const Geometry& g = s.geometry;
-  const bool by_columns = g.access == Access::columns;
-  const int thread = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / 32;
+  using Part = LongPart<reading, S>;
+  using P = typename Part::P;
+  const Part part(s);
   const int K = s.degree + 1;
   const Rows<T> table{t.table, t.table + s.degree, t.table + 2 * s.degree};
-  // in_blocks(s.degree) stands where it is used: named once it holds registers, and `moments` spilled on sm_100.
-  Part part(g);
-  const int64_t group = !part.valid ? 0 : by_columns ? part.column / g.inner : part.column;
   if constexpr (pass == Pass::normalized_gradient || pass == Pass::walked_gradient) {
-    const T* factors = t.statistics.factors + group * coeff_rows(pass, s.degree);
-    for (int i = 0; i < g.tiles; ++i) gradient_tile<pass, 0>(s, part.at, table, in_blocks(s.degree), factors);
+    const T* const factors = t.statistics.factors + part.group * coeff_rows(pass, s.degree);
+    for (int turn = 0; turn < part.turns; ++turn) {
+      const P dx = gradient_of<pass, AnyDegree>(s, table, part.read(s.x, turn), part.read(s.grad_output, turn),
+                                                [&](int r) { return P::of(factors[r]); });
+      part.write(turn, dx);
+    }
   } else {
-    const int64_t slab = by_columns ? part.cell * part.height + part.row : part.cell * warps + thread / 32;
-    const bool writes = by_columns ? part.valid : thread % 32 == 0;
-    // A thread without a column reads another's shifts, and writes nothing.
-    T* const sums = s.partial + (part.valid ? slab * s.rows * g.columns + part.column : 0);
-    const auto meet = [&](T sum) { return by_columns ? sum : warp_sum(sum); };
+    const auto visit_terms = [&](int turn, const auto& f) {
+      P seed{};
+      if constexpr (pass == Pass::moments) {
+        part.for_elements(turn, [&](int u, int64_t) { seed.v[u] = T(1); });
+      } else {
+        seed = part.read(s.grad_output, turn);
+      }
+      walk<Walk::general>(mapped(s, part.read(s.x, turn)), seed, table, in_blocks(s.degree),
+                          [&](int k, const P& psi) { f(k, psi, seed); });
+    };
     if constexpr (pass == Pass::moments) {
-      Cursor first = part.at;
       T count = 0;
-      visit_tile<pass, 0>(s, first, table, in_blocks(s.degree), [&](int k, const auto& psi, const auto&) {
-        const T sum = meet(psi.total() * T(sample_unit)), size = meet(magnitude(psi).total() * T(sample_unit));
+      visit_terms(0, [&](int k, const P& psi, const P&) {
+        const T sum = part.meet(psi.total() * T(sample_unit)),
+                size = part.meet(magnitude(psi).total() * T(sample_unit));
         if (k == 0) count = sum;
-        if (!writes) return;
-        sums[(2 * K + k) * g.columns] = count > 0 ? sum / count : T(0);
-        sums[(3 * K + k) * g.columns] = unit_for<T>(count > 0 ? size / count : T(0), sample_exponent);
+        if (!part.writes) return;
+        part.partial(2 * K + k) = count > 0 ? sum / count : T(0);
+        part.partial(3 * K + k) = unit_for<T>(count > 0 ? size / count : T(0), sample_exponent);
       });
       __syncthreads();
     }
+    // A thread beyond the last column reads the shifts of another, and writes nothing.
+    const int64_t column = part.writes || reading == Reading::runs ? part.column : 0;
     const auto shift = [&](int k) {
-      if constexpr (pass == Pass::moments) return sums[(2 * K + k) * g.columns];
-      return shift_of<T>(t.statistics.mean[group * s.degree + k - 1], t.inverse_scales[k]);
+      if constexpr (pass == Pass::moments) return s.partials(2 * K + k, part.slab, column);
+      return shift_of<T>(t.statistics.mean[part.group * s.degree + k - 1], t.inverse_scales[k]);
     };
     const auto unit = [&](int k) {
-      if constexpr (pass == Pass::moments) return sums[(3 * K + k) * g.columns];
-      return unit_of<T>(t.statistics.variance[group * s.degree + k - 1], t.statistics.eps, t.inverse_scales[k]);
+      if constexpr (pass == Pass::moments) return s.partials(3 * K + k, part.slab, column);
+      return unit_of<T>(t.statistics.variance[part.group * s.degree + k - 1], t.statistics.eps, t.inverse_scales[k]);
     };
-    for (int i = 0; i < g.tiles; ++i) {
-      const auto add = [&](int row, T sum) {
-        sum = meet(sum);
-        if (writes) sums[row * g.columns] = i == 0 ? sum : sums[row * g.columns] + sum;
-      };
-      visit_tile<pass, 0>(s, part.at, table, in_blocks(s.degree), [&](int k, const auto& psi, const auto& seed) {
-        const auto centered = k == 0 ? psi : (psi - seed * shift(k)) * unit(k);
-        add(k, centered.total());
-        if constexpr (pass == Pass::moments) add(K + k, (centered * centered).total());
+    for (int turn = 0; turn < part.turns; ++turn) {
+      visit_terms(turn, [&](int k, const P& psi, const P& seed) {
+        const P centered = k == 0 ? psi : (psi - seed * shift(k)) * unit(k);
+        part.add(k, centered.total(), turn == 0);
+        if constexpr (pass == Pass::moments) part.add(K + k, (centered * centered).total(), turn == 0);
       });
     }
   }
 }
 
-// From all slabs of `moments`, the mean and the variance of phi_k over a group.
+// From all partial sums of `moments`, the mean and the variance of phi_k over a group.
 template <typename T>
 struct FinishMoments {
-  const T* partial;
-  Slabs slabs;
+  Partials<T> partials;
+  Adders adders;
   int degree;
   double members;  // of a group
   double *mean, *variance;
@@ -355,13 +318,11 @@ struct FinishMoments {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(1024) finish_moments(const __grid_constant__ FinishMoments<T> f) {
-  const Adder adder(f.slabs);
+__global__ void __launch_bounds__(max_adders) finish_moments(const __grid_constant__ FinishMoments<T> f) {
+  const Adder<T> adder(f.partials, f.adders);
   const int K = f.degree + 1, k = adder.k + 1;
   const double scale = f.far_scales != nullptr ? f.far_scales[k] : f.scales[k];
-  const auto at = [&](int64_t slab, int row, int64_t column) -> double {
-    return f.partial[(slab * f.slabs.rows + row) * f.slabs.columns + column];
-  };
+  const auto at = [&](int64_t slab, int row, int64_t column) -> double { return f.partials(row, slab, column); };
   const double mean = adder.total([&](int64_t slab, int64_t column) {
     if (at(slab, 0, column) == 0) return 0.0;
     return at(slab, 0, column) * at(slab, 2 * K + k, column) + at(slab, k, column) / at(slab, 3 * K + k, column);
@@ -379,11 +340,11 @@ __global__ void __launch_bounds__(1024) finish_moments(const __grid_constant__ F
   f.variance[adder.group * f.degree + k - 1] = scale * scale * squares / f.members;
 }
 
-// From all slabs of `centered_gradient`, the gradient in the coefficients and the factors of the last sweep.
+// From all partial sums of `centered_gradient`, the gradient in the coefficients and the factors of the last sweep.
 template <typename T>
 struct FinishGradient {
-  const T* partial;
-  Slabs slabs;
+  Partials<T> partials;
+  Adders adders;
   int degree;
   double members, eps;
   const double *mean, *variance;
@@ -396,21 +357,16 @@ struct FinishGradient {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(1024) finish_gradient(const __grid_constant__ FinishGradient<T> f) {
-  const Adder adder(f.slabs);
+__global__ void __launch_bounds__(max_adders) finish_gradient(const __grid_constant__ FinishGradient<T> f) {
+  const Adder<T> adder(f.partials, f.adders);
   const int K = f.degree + 1, k = adder.k;
   const double scale = f.far_scales != nullptr ? f.far_scales[k] : f.scales[k];
-  const auto sum_of = [&](int row) {
-    return adder.total([&](int64_t slab, int64_t column) -> double {
-      return f.partial[(slab * f.slabs.rows + row) * f.slabs.columns + column];
-    });
-  };
-  const double total = sum_of(0);
+  const double total = adder.total(0);
   if (k == 0) {
     if (adder.writes()) write(f.grad, f.coeffs_type, adder.group * K, total);
     return;
   }
-  const double sum = sum_of(k);
+  const double sum = adder.total(k);
   if (!adder.writes()) return;
   const double mean = f.mean[adder.group * f.degree + k - 1];
   // The sums were centred at a rounded mean, and are of numbers times a unit.

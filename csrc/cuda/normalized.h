@@ -6,20 +6,17 @@
 
 namespace slaf_ext::cuda {
 
-// Fewer than AllDegrees: what a number costs to compile is paid three times.
-using NormalizedDegrees = DegreeList<2, 3, 4, 6, 8, 12, 16, 32>;
+// Fewer than of the plain form: what one costs to compile is paid three times.
+struct NormalizedDegrees {
+  using wide = DegreeList<3, 5, 8, 16>;
+  using edged = DegreeList<>;
+  using single = DegreeList<8, 32>;
+};
 
 // Of a thread: they bound what an unlucky sample costs a variance, see normalized.cuh.
-constexpr int64_t normalized_tiles = 64;
+constexpr int normalized_turns = 64;
 
 inline double members_of(const Problem& p) { return static_cast<double>(p.layout.outer * p.layout.inner); }
-
-// Slabs that a sweep made, and T their numbers.
-template <typename T>
-struct Partial {
-  const T* numbers;
-  Slabs slabs;
-};
 
 inline std::vector<double> inverse_scales(const Recurrence& r) {
   std::vector<double> inverse;
@@ -32,56 +29,68 @@ void set_scales(Args& args, const Recurrence& r, Device& device) {
   if (r.scale.size() <= std::size(args.scales)) {
     std::copy(r.scale.begin(), r.scale.end(), args.scales);
   } else {
-    args.far_scales = deliver(r.scale, device);
+    args.far_scales = upload(r.scale, device);
   }
 }
 
-template <Pass pass, typename S, typename Range, typename Device, typename T = compute_t<S>>
-Partial<T> run_tabled_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
-  constexpr int highest = Range::highest;
-  const int rows = coeff_rows(pass, p.degree()), sums = sum_rows(pass, p.degree());
-  const int64_t blocks = normalized_blocks<pass, S, highest> * (sums > 0 ? 1 : 4) * device.multiprocessors();
-  const Grid grid = cut(p, {tile<S>, sizeof(T), rows, sums, blocks, device.threads(), normalized_tiles});
-  const int64_t slabs = sums > 0 ? grid.geometry.cells : 0;
-  TabledNormalized<S, highest> args{};
-  args.sweep = sweep_of<S>(p, grid, slabs, sums, device);
-  args.statistics = statistics;
-  set_rows(r, Walk::general, args.a, args.b, args.c);
-  const auto inverse = inverse_scales(r);
-  std::copy(inverse.begin(), inverse.end(), args.inverse_scales);
-  const int room = sums > 0 ? room_rows * grid.threads : 0;
-  const int64_t shared = (grid.geometry.width * coeff_pitch(rows) + room) * sizeof(T);
-  device.launch(normalized_sweep<pass, Range, S>, grid.blocks(), grid.threads, shared, args);
-  return {args.sweep.partial, {slabs, grid.geometry.columns, p.layout.groups, sums, 0, 0}};
+template <Pass pass, typename Range, Family family, typename S>
+Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p) {
+  Kernel<TabledNormalized<S, Range::highest>> kernel;
+  dispatch_reading(reading_of(p.layout), [&](auto reading) {
+    constexpr int highest = Range::highest, registers = 2 * (highest + 1) + 1;  // sums and squares, and a weight
+    constexpr int width = family == Family::single ? 1 : item_width<S>(reading.value, registers);
+    if constexpr ((family == Family::single) == (width == 1)) {
+      using Form = NormalizedForm<pass, reading.value, width>;
+      if (!fits<S>(p, reading.value, width)) return;
+      kernel = {normalized_sweep<Form, Range, S>,    Form::walk,    Form::reading, width, normalized_unroll<Form, S>,
+                normalized_blocks<Form, S, highest>, waves<Form, S>};
+    }
+  });
+  return kernel;
 }
 
-template <Pass pass, typename S, typename Device, typename T = compute_t<S>>
-Partial<T> run_long_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
-  const int sums = sum_rows(pass, p.degree());
-  // No coefficients lie in shared memory.
-  const Grid grid =
-      cut(p, {tile<S>, sizeof(T), 1, sums, 2 * device.multiprocessors(), device.threads(), normalized_tiles});
+template <Pass pass, typename S, int highest, typename Device, typename T = compute_t<S>>
+Partials<T> run_tabled_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics,
+                            const Kernel<TabledNormalized<S, highest>>& kernel, Device& device) {
+  const int rows = coeff_rows(pass, p.degree()), sums = sum_rows(pass, p.degree());
+  const Partition part = kernel.partition(p.layout, rows, sums, normalized_turns, device);
+  TabledNormalized<S, highest> args{};
+  args.sweep = sweep_of<S>(p, part, rows, part.cells, sums, device);
+  args.statistics = statistics;
+  set_rows(r, kernel.walk, args.a, args.b, args.c);
+  const auto inverse = inverse_scales(r);
+  std::copy(inverse.begin(), inverse.end(), args.inverse_scales);
+  device.launch(kernel.run, part.blocks(), part.threads, kernel.shared_bytes(part, rows, sums > 0 ? p.degree() + 1 : 0),
+                args);
+  return args.sweep.partials;
+}
+
+template <Pass pass, Reading reading, typename S, typename Device, typename T = compute_t<S>>
+Partials<T> run_long_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
   const std::vector<double> rows = long_rows(r, Walk::general);
   LongTables<T> tables{};
-  tables.rows = deliver(rows, device);
+  tables.rows = upload(rows, device);
   tables.degree = p.degree();
   tables.table = static_cast<T*>(device.allocate(rows.size() * sizeof(T)));
   device.launch(make_tables<T>, 1, device.threads(), 0, tables);
-  const LongNormalized<T> args{statistics, tables.table, deliver(inverse_scales(r), device)};
-  const int64_t slabs = sums > 0 ? long_slabs(grid) : 0;
-  const Sweep<S> s = sweep_of<S>(p, grid, slabs, sums, device);
-  device.launch(long_normalized_sweep<pass, S>, grid.blocks(), grid.threads, 0, s, args);
-  return {s.partial, {slabs, grid.geometry.columns, p.layout.groups, sums, 0, 0}};
+  const LongNormalized<T> args{statistics, tables.table, upload(inverse_scales(r), device)};
+  const Sweep<S> s = long_sweep_of<S, reading>(p, sum_rows(pass, p.degree()), normalized_turns, device);
+  device.launch(long_normalized_sweep<pass, reading, S>, s.partition.blocks(), s.partition.threads, 0, s, args);
+  return s.partials;
 }
 
 template <Pass pass, typename S, typename Kernels, typename Device, typename T = compute_t<S>>
-Partial<T> run_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
-  Partial<T> partial{nullptr, {0, p.layout.groups, p.layout.groups, sum_rows(pass, p.degree()), 0, 0}};
-  if (p.numel() == 0) return partial;
-  const bool fits = dispatch_degree(p.degree(), Kernels{}, [&](auto range) {
-    partial = run_tabled_pass<pass, S, decltype(range)>(p, r, statistics, device);
-  });
-  return fits ? partial : run_long_pass<pass, S>(p, r, statistics, device);
+Partials<T> run_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
+  Partials<T> partials{nullptr, 0, p.layout.groups, sum_rows(pass, p.degree())};
+  if (p.numel() == 0) return partials;
+  const bool done = dispatch_kernel<Kernels>(
+      p.degree(), false,
+      [&](auto range, auto family) { return normalized_kernel<pass, decltype(range), family.value, S>(p); },
+      [&](const auto& kernel) { partials = run_tabled_pass<pass>(p, r, statistics, kernel, device); });
+  if (done) return partials;
+  dispatch_reading(reading_of(p.layout),
+                   [&](auto reading) { partials = run_long_pass<pass, reading.value, S>(p, r, statistics, device); });
+  return partials;
 }
 
 // The mean and the variance of phi_1, phi_2, ... over each group of x, which has elements.
@@ -90,10 +99,10 @@ void launch_moments(const Problem& p, double* mean, double* variance, Device& de
   using T = compute_t<S>;
   if (p.degree() == 0) return;
   const Recurrence r = prepare(p.rows);
-  const auto [numbers, slabs] = run_pass<Pass::moments, S, Kernels>(p, r, Statistics<T>{}, device);
-  FinishMoments<T> finish{numbers, slabs, p.degree(), members_of(p), mean, variance, nullptr, {}};
+  const Partials<T> partials = run_pass<Pass::moments, S, Kernels>(p, r, Statistics<T>{}, device);
+  FinishMoments<T> finish{partials, {}, p.degree(), members_of(p), mean, variance, nullptr, {}};
   set_scales(finish, r, device);
-  launch_adders(finish_moments<T>, finish, p.degree(), device);
+  launch_adders(finish_moments<T>, finish, p.layout.groups, p.degree(), device);
 }
 
 // grad_coeffs, and the gradient in x unless p.out is null.
@@ -104,32 +113,35 @@ void launch_normalized_backward(const Problem& p, const double* mean, const doub
   const Recurrence r = prepare(p.rows);
   Problem sums = p;
   sums.out = nullptr;
-  const auto [numbers, slabs] =
+  const Partials<T> partials =
       run_pass<Pass::centered_gradient, S, Kernels>(sums, r, Statistics<T>{mean, variance, eps, nullptr}, device);
   T* factors = nullptr;
   if (p.out != nullptr) {
     const int rows = coeff_rows(Pass::normalized_gradient, p.degree());
     factors = static_cast<T*>(device.allocate(p.layout.groups * rows * sizeof(T)));
   }
-  FinishGradient<T> finish{numbers,  slabs,         p.degree(),    members_of(p), eps,     mean, variance,
-                           p.coeffs, p.grad_coeffs, p.coeffs_type, factors,       nullptr, {}};
+  FinishGradient<T> finish{partials, {},       p.degree(), members_of(p), eps,
+                           mean,     variance, p.coeffs,   p.grad_coeffs, p.coeffs_type,
+                           factors,  nullptr,  {}};
   set_scales(finish, r, device);
-  launch_adders(finish_gradient<T>, finish, p.degree() + 1, device);
+  launch_adders(finish_gradient<T>, finish, p.layout.groups, p.degree() + 1, device);
   if (p.out == nullptr) return;
   run_pass<Pass::normalized_gradient, S, Kernels>(p, r, Statistics<T>{nullptr, nullptr, 0, factors}, device);
 }
 
 // The plain form's gradients for a basis in which D a cancels: p' is walked, in a sweep of its own.
-template <typename S, typename Kernels = AllDegrees, typename Device>
+template <typename S, typename Kernels = PlainDegrees<S>, typename Device>
 void launch_walked_backward(const Problem& p, Device& device) {
   using T = compute_t<S>;
   if (p.numel() > 0) {
     const Recurrence r = prepare(p.rows);
     const LongTables<T> t = long_tables<T>(p, r, Walk::general, true, p.degree() + 1, r.scale, device);
-    const Grid grid = cut(p, {tile<S>, sizeof(T), 1, 0, 2 * device.multiprocessors(), device.threads()});
     const LongNormalized<T> args{{nullptr, nullptr, 0, t.walk_coeffs}, t.table, nullptr};
-    const Sweep<S> s = sweep_of<S>(p, grid, 0, 0, device);
-    device.launch(long_normalized_sweep<Pass::walked_gradient, S>, grid.blocks(), grid.threads, 0, s, args);
+    dispatch_reading(reading_of(p.layout), [&](auto reading) {
+      const Sweep<S> s = long_sweep_of<S, reading.value>(p, 0, most_items / long_unroll, device);
+      device.launch(long_normalized_sweep<Pass::walked_gradient, reading.value, S>, s.partition.blocks(),
+                    s.partition.threads, 0, s, args);
+    });
   }
   if (p.grad_coeffs == nullptr) return;
   Problem sums = p;

@@ -1,5 +1,5 @@
 #include "units.cuh"
 
 namespace slaf_ext::cuda {
-template void run_plain<Half>(const Problem&, bool, CurrentStream&);
+template void run_plain<Half>(const Problem&, bool, Device&);
 }  // namespace slaf_ext::cuda

@@ -1,6 +1,7 @@
 // The operators on CUDA devices: the plain form.
 #include <iterator>
 
+#include "stream.h"
 #include "units.h"
 
 namespace slaf_ext::cuda {

@@ -1,4 +1,4 @@
-// The storage types on the GPU: conversions in hardware, and memory read 16 bytes at a time.
+// The storage types on the GPU: elements that move together between memory and registers, and their conversion.
 #pragma once
 
 #include "../cpu/half.h"
@@ -9,68 +9,160 @@ using cpu::BFloat16;
 using cpu::compute_t;
 using cpu::Half;
 
-// 16-bit numbers are converted by single instructions on the GPU; elsewhere, under the tests, in software.
+// Values that one thread computes side by side.
+template <typename T, int count>
+struct Pack {
+  T v[count];
+
+  template <typename F>
+  SLAF_INLINE static Pack make(const F& f) {
+    Pack p;
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] = f(i);
+    return p;
+  }
+  SLAF_INLINE static Pack of(T t) {
+    Pack p;
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] = t;
+    return p;
+  }
+  // Summed in pairs, since in a chain every addition would wait for the one before.
+  SLAF_INLINE T total() const {
+    Pack t = *this;
+#pragma unroll
+    for (int half = count / 2; half > 0; half /= 2) {
+#pragma unroll
+      for (int i = 0; i < half; ++i) t.v[i] += t.v[i + half];
+    }
+    return t.v[0];
+  }
+  // In place, without `make`: the compiler meets these by the thousand.
+  SLAF_INLINE friend Pack operator*(Pack p, const Pack& q) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] *= q.v[i];
+    return p;
+  }
+  SLAF_INLINE friend Pack operator*(Pack p, T t) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] *= t;
+    return p;
+  }
+  SLAF_INLINE friend Pack operator+(Pack p, T t) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] += t;
+    return p;
+  }
+  SLAF_INLINE friend Pack operator+(Pack p, const Pack& q) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] += q.v[i];
+    return p;
+  }
+  SLAF_INLINE friend Pack operator-(Pack p, const Pack& q) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) p.v[i] -= q.v[i];
+    return p;
+  }
+};
+
+// 16-bit elements are converted two at a time, by the GPU's own instructions; under the tests, in software.
 #ifdef __CUDA_ARCH__
-SLAF_INLINE float wide(Half t) {
-  float wide;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(t.bits));
+SLAF_INLINE Pack<float, 2> widen_pair(Half, uint32_t pair) {
+  Pack<float, 2> wide;
+  asm("{.reg .f16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;}"
+      : "=f"(wide.v[0]), "=f"(wide.v[1])
+      : "r"(pair));
   return wide;
 }
-SLAF_INLINE Half narrowed(Half, float t) {
-  Half half;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(t));
-  return half;
+SLAF_INLINE uint32_t narrow_pair(Half, float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
-SLAF_INLINE BFloat16 narrowed(BFloat16, float t) {
-  BFloat16 half;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half.bits) : "f"(t));
-  return half;
+SLAF_INLINE uint32_t narrow_pair(BFloat16, float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
-SLAF_INLINE float wide(BFloat16 t) { return __uint_as_float(uint32_t{t.bits} << 16); }
+SLAF_INLINE Pack<float, 2> widen_pair(BFloat16, uint32_t pair) {
+  return {{__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)}};
+}
 #else
-SLAF_INLINE float wide(Half t) { return cpu::widen(t); }
-SLAF_INLINE float wide(BFloat16 t) { return cpu::widen(t); }
-SLAF_INLINE Half narrowed(Half half, float t) {
-  cpu::narrow(&half, t);
-  return half;
+template <typename S>
+SLAF_INLINE Pack<float, 2> widen_pair(S, uint32_t pair) {
+  return {{cpu::widen(S{static_cast<uint16_t>(pair)}), cpu::widen(S{static_cast<uint16_t>(pair >> 16)})}};
 }
-SLAF_INLINE BFloat16 narrowed(BFloat16 half, float t) {
-  cpu::narrow(&half, t);
-  return half;
+template <typename S>
+SLAF_INLINE uint32_t narrow_pair(S, float low, float high) {
+  S pair[2];
+  cpu::narrow(&pair[0], low);
+  cpu::narrow(&pair[1], high);
+  return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
 }
 #endif
-SLAF_INLINE float wide(float t) { return t; }
-SLAF_INLINE double wide(double t) { return t; }
-SLAF_INLINE float narrowed(float, float t) { return t; }
-SLAF_INLINE double narrowed(double, double t) { return t; }
 
-// 16 bytes that move as one between memory, aligned alike, and registers.
-template <typename S>
-struct alignas(16) Neighbours {
-  static constexpr int count = 16 / sizeof(S);
-  S at[count];
+// An item: neighbouring elements that move as one between memory, aligned to their size, and registers.
+template <typename S, int count>
+struct alignas(count * sizeof(S)) Item {
+  using T = compute_t<S>;
+  static constexpr bool is_paired = cpu::is_half<S> && count > 1;
+  using Unit = std::conditional_t<is_paired, uint32_t, S>;
+  Unit at[count * sizeof(S) / sizeof(Unit)];
 
-  SLAF_INLINE static Neighbours read(const S* from) { return *reinterpret_cast<const Neighbours*>(from); }
-  SLAF_INLINE void write(S* to) const { *reinterpret_cast<Neighbours*>(to) = *this; }
+  SLAF_INLINE Pack<T, count> widen() const {
+    Pack<T, count> wide;
+    if constexpr (is_paired) {
+#pragma unroll
+      for (int i = 0; i < count; i += 2) {
+        const auto pair = widen_pair(S{}, at[i / 2]);
+        wide.v[i] = pair.v[0];
+        wide.v[i + 1] = pair.v[1];
+      }
+    } else if constexpr (cpu::is_half<S>) {
+      wide.v[0] = widen_pair(S{}, at[0].bits).v[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < count; ++i) wide.v[i] = at[i];
+    }
+    return wide;
+  }
+  SLAF_INLINE static Item narrow(const Pack<T, count>& wide) {
+    Item item;
+    if constexpr (is_paired) {
+#pragma unroll
+      for (int i = 0; i < count; i += 2) item.at[i / 2] = narrow_pair(S{}, wide.v[i], wide.v[i + 1]);
+    } else if constexpr (cpu::is_half<S>) {
+      item.at[0] = {static_cast<uint16_t>(narrow_pair(S{}, wide.v[0], 0.0f))};
+    } else {
+#pragma unroll
+      for (int i = 0; i < count; ++i) item.at[i] = wide.v[i];
+    }
+    return item;
+  }
 };
 
 // The storage type of coefficients, known at run time: it matters once a block.
 enum class Storage { half, bfloat16, single_precision, double_precision };
 
 SLAF_INLINE double read(const void* from, Storage type, int64_t i) {
+  const auto at = [&](auto s) { return Item<decltype(s), 1>{{static_cast<const decltype(s)*>(from)[i]}}.widen().v[0]; };
   switch (type) {
-    case Storage::half: return wide(static_cast<const Half*>(from)[i]);
-    case Storage::bfloat16: return wide(static_cast<const BFloat16*>(from)[i]);
-    case Storage::single_precision: return static_cast<const float*>(from)[i];
-    default: return static_cast<const double*>(from)[i];
+    case Storage::half: return at(Half{});
+    case Storage::bfloat16: return at(BFloat16{});
+    case Storage::single_precision: return at(float{});
+    default: return at(double{});
   }
 }
 SLAF_INLINE void write(void* to, Storage type, int64_t i, double t) {
+  const auto put = [&](auto s) {
+    using S = decltype(s);
+    static_cast<S*>(to)[i] = Item<S, 1>::narrow({{static_cast<compute_t<S>>(t)}}).at[0];
+  };
   switch (type) {
-    case Storage::half: static_cast<Half*>(to)[i] = narrowed(Half{}, static_cast<float>(t)); break;
-    case Storage::bfloat16: static_cast<BFloat16*>(to)[i] = narrowed(BFloat16{}, static_cast<float>(t)); break;
-    case Storage::single_precision: static_cast<float*>(to)[i] = static_cast<float>(t); break;
-    default: static_cast<double*>(to)[i] = t;
+    case Storage::half: return put(Half{});
+    case Storage::bfloat16: return put(BFloat16{});
+    case Storage::single_precision: return put(float{});
+    default: return put(double{});
   }
 }
 

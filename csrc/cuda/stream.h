@@ -1,13 +1,10 @@
 // torch's tensors, allocator and streams around launch.h.
 #pragma once
 
-#include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "../ops.h"
+#include "device.h"
 #include "launch.h"
 
 // torch declares it only where it is built with CUDA itself.
@@ -15,47 +12,25 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace slaf_ext::cuda {
 
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("slaf_ext could not ") + what + ": " + cudaGetErrorString(status) +
-                             "; run `python -m slaf_ext` to compare the architectures of this build with your GPU");
-  }
-}
-
 // The device of a tensor, and its current stream. Memory goes back to torch's allocator when this ends:
 // it is handed out again in the order of the stream, after the kernels that use it.
-class CurrentStream {
+class CurrentStream final : public Device {
  public:
-  explicit CurrentStream(const Tensor& like) : like_(like), guard_(like.get_device_index()) {
+  explicit CurrentStream(const Tensor& like)
+      : Device(like.get_device_index()), like_(like), guard_(like.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  int threads() const { return max_threads; }
-
-  int multiprocessors() const {
-    int count = 0;
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like_.get_device_index()),
-          "ask for the number of multiprocessors");
-    return count;
-  }
-
-  void* allocate(int64_t bytes) {
+  void* allocate(int64_t bytes) override {
     scratch_.push_back(empty({bytes}, like_, ScalarType::Byte));
     return scratch_.back().mutable_data_ptr();
-  }
-
-  template <typename... Parameters, typename... Args>
-  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, const Args&... args) {
-    kernel<<<static_cast<unsigned>(blocks), threads, shared, stream_>>>(args...);
-    check(cudaGetLastError(), "launch a kernel");
   }
 
  private:
   Tensor like_;
   torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_;
   std::vector<Tensor> scratch_;
 };
 

@@ -7,18 +7,17 @@
 namespace slaf_ext::cuda {
 
 template <typename S>
-void run_plain(const Problem& p, bool by_walk, CurrentStream& device) {
+void run_plain(const Problem& p, bool by_walk, Device& device) {
   by_walk ? launch_walked_backward<S>(p, device) : launch_plain<S>(p, device);
 }
 
 template <typename S>
-void run_moments(const Problem& p, double* mean, double* variance, CurrentStream& device) {
+void run_moments(const Problem& p, double* mean, double* variance, Device& device) {
   launch_moments<S>(p, mean, variance, device);
 }
 
 template <typename S>
-void run_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps,
-                             CurrentStream& device) {
+void run_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps, Device& device) {
   launch_normalized_backward<S>(p, mean, variance, eps, device);
 }
 

@@ -1,22 +1,21 @@
 // What is compiled for each storage type in a source file of its own, plain_*.cu and normalized_*.cu, side by side.
 #pragma once
 
+#include "device.h"
 #include "launch.h"
-#include "stream.h"
 
 namespace slaf_ext::cuda {
 
 // y, or one or both of the gradients; `by_walk`: with p' walked, where D a would cancel.
 template <typename S>
-void run_plain(const Problem& p, bool by_walk, CurrentStream& device);
+void run_plain(const Problem& p, bool by_walk, Device& device);
 
 // The mean and the variance of phi_1, phi_2, ... over each group.
 template <typename S>
-void run_moments(const Problem& p, double* mean, double* variance, CurrentStream& device);
+void run_moments(const Problem& p, double* mean, double* variance, Device& device);
 
 // The gradients of the normalised form.
 template <typename S>
-void run_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps,
-                             CurrentStream& device);
+void run_normalized_backward(const Problem& p, const double* mean, const double* variance, double eps, Device& device);
 
 }  // namespace slaf_ext::cuda

@@ -137,13 +137,10 @@ class Emulator:
             results.append(Result(launches, *(unraw(answer, t.dtype, t.shape) for t in (case.x, case.coeffs))))
         return results
 
-    def follow(
-        self, outer: int, groups: int, inner: int, storage_bytes: int, has_sums: bool
-    ) -> tuple[int, int, int, int]:
-        """Places visited wrongly, the farthest place, the numbers of an item and the blocks, for any layout."""
-        return struct.unpack(
-            "=4q", self.talk(struct.pack("=6q", FOLLOW, outer, groups, inner, storage_bytes, has_sums))
-        )
+    def follow(self, layout: tuple[int, int, int], width: int, unroll: int, blocks: int, sum_rows: int):
+        """Places visited wrongly, the farthest element, and the blocks, for any layout (outer, groups, inner)."""
+        request = struct.pack("=8q", FOLLOW, *layout, width, unroll, blocks, sum_rows)
+        return struct.unpack("=3q", self.talk(request))
 
 
 def both(case: Case, grad_output: Tensor) -> list[Case]:

@@ -12,9 +12,17 @@ namespace {
 using namespace slaf_ext;
 using namespace slaf_ext::cuda;
 
-// Few, so that they compile in seconds: degrees of one kernel, degrees that share one, and beyond 32 the long way.
-using SomeDegrees = DegreeList<1, 3, 4, 8, 12, 32>;
-using FewDegrees = DegreeList<2, 5>;  // of the normalised form, which has three sweeps for each
+// Few, so that they compile in seconds: degrees of one kernel, degrees that share one, and beyond 12 the long way.
+struct SomeDegrees {
+  using wide = DegreeList<1, 3, 4, 12>;
+  using edged = DegreeList<3, 12>;
+  using single = DegreeList<3, 12>;
+};
+struct FewDegrees {  // of the normalised form, which has three sweeps for each
+  using wide = DegreeList<2, 5>;
+  using edged = DegreeList<>;
+  using single = DegreeList<5>;
+};
 
 template <typename T>
 void get(T* to, size_t count) {
@@ -178,48 +186,46 @@ void run_normalized_backward() {
   input.put_gradients();
 }
 
-// Follows threads of a few blocks through a layout too large to fill, the last number's among them, and compares the
-// places that they visit with those that division gives. Puts the number that differ, and the farthest place.
-void follow() {
-  int64_t size[3], storage_bytes, has_sums;
-  get(size, 3);
-  get(&storage_bytes, 1);
-  get(&has_sums, 1);
-  char somewhere = 0;
-  Problem p{};
-  p.layout = {size[0], size[1], size[2]};
-  p.rows.resize(8);
-  if (has_sums) p.grad_coeffs = &somewhere;
-  const int count = static_cast<int>(16 / storage_bytes);
-  const int rows = p.table_rows();
-  const Grid grid = cut(p, {count, 4, rows, has_sums ? rows : 0, 132 * 4, max_threads});
-  const Geometry& g = grid.geometry;
-  int64_t wrong = 0, farthest = 0;
-  const int64_t last_cell = (g.items - 1) % g.step * g.cells / g.step;
-  for (const int64_t b : {int64_t{0}, grid.blocks() / 2, last_cell * g.pieces + g.pieces - 1, grid.blocks() - 1}) {
-    for (int t = 0; t < grid.threads; ++t) {
-      blockDim.x = grid.threads;
-      blockIdx.x = static_cast<unsigned>(b);
-      threadIdx.x = t;
-      Part part(g);
-      const int64_t first = part.cell * part.height + part.row;
-      const int visits = part.at.left;
-      if (visits > g.tiles * (count / static_cast<int>(g.item_size))) ++wrong;
-      for (int i = 0; i < visits; ++i) {
-        const int64_t number = (first + i * g.step) * g.item_size;
-        const int64_t expected = g.access == Access::columns
-                                     ? number * g.columns + part.column
-                                     : (number / g.inner * g.columns + part.column) * g.inner + number % g.inner;
-        wrong += part.at.offset != expected || expected >= g.size;
-        farthest = std::max(farthest, part.at.offset);
-        if (g.access == Access::vectors) advance<Access::vectors>(part.at, g);
-        if (g.access == Access::numbers) advance<Access::numbers>(part.at, g);
-        if (g.access == Access::columns) advance<Access::columns>(part.at, g);
+// Follows the threads of a few blocks through a layout too large to fill, the last element's among them, and compares
+// the places that they visit with those that division gives. Counts those that differ, and finds the farthest.
+template <Reading reading>
+void follow_threads(const Partition& p, const Layout& layout, int width, int64_t& wrong, int64_t& farthest) {
+  for (const int64_t b : {int64_t{0}, p.blocks() / 2, p.blocks() - 1}) {
+    blockIdx.x = static_cast<unsigned>(b);
+    for (int t = 0; t < p.threads; ++t) {
+      threadIdx.x = static_cast<unsigned>(t);
+      const Place<reading> at(p);
+      const int64_t column = at.column + at.local, start = int64_t{at.cell % p.parts} * p.share;
+      const int64_t run = int64_t{at.cell / p.parts} * p.runs;
+      for (uint32_t i = at.first; i < at.count; i += at.stride) {
+        const int64_t item = start + i;
+        const int64_t expected = reading == Reading::columns
+                                     ? item * p.pitch + column
+                                     : ((run + item / p.length) * layout.groups + column) * p.length + item % p.length;
+        const int64_t place = at.base + at.offset(i);
+        wrong += place != expected || (place + 1) * width > layout.outer * layout.groups * layout.inner;
+        farthest = std::max(farthest, (place + 1) * width - 1);
       }
     }
   }
-  const int64_t result[] = {wrong, farthest, g.item_size, grid.blocks()};
-  put(result, 4);
+}
+void follow() {
+  int64_t size[3], width, unroll, blocks, sum_rows;
+  get(size, 3);
+  for (int64_t* t : {&width, &unroll, &blocks, &sum_rows}) get(t, 1);
+  const Layout layout{size[0], size[1], size[2]};
+  const Reading reading = reading_of(layout);
+  const Demand demand{reading, static_cast<int>(width),   static_cast<int>(unroll), blocks, max_threads, 512,
+                      36,      static_cast<int>(sum_rows)};
+  const Partition p = partition(layout, demand);
+  int64_t wrong = 0, farthest = 0;
+  if (reading == Reading::runs) {
+    follow_threads<Reading::runs>(p, layout, static_cast<int>(width), wrong, farthest);
+  } else {
+    follow_threads<Reading::columns>(p, layout, static_cast<int>(width), wrong, farthest);
+  }
+  const int64_t result[] = {wrong, farthest + p.ragged, p.blocks()};
+  put(result, 3);
 }
 
 }  // namespace

@@ -1,0 +1,241 @@
+// What a sweep over x is told, free of torch, and how a thread gets at its elements, coefficients and sums.
+#pragma once
+
+#include <algorithm>
+
+#include "partition.h"
+#include "reduce.cuh"
+#include "storage.cuh"
+
+namespace slaf_ext::cuda {
+
+enum class Edge : int { extrapolate, zero, clamp, linear };
+
+constexpr int max_threads = 256;
+
+// What a kernel is compiled for.
+template <Walk walk_, bool is_backward_, bool has_edges_, Reading reading_, int width_>
+struct Form {
+  static constexpr Walk walk = walk_;
+  static constexpr bool is_backward = is_backward_, has_edges = has_edges_;
+  static constexpr Reading reading = reading_;
+  static constexpr int width = width_;  // elements of an item
+  static constexpr bool has_columns = reading == Reading::columns;
+  static constexpr int lanes = has_columns ? width : 1;  // columns of a thread
+};
+
+// Coefficients of neighbouring columns lie an odd number apart, in different banks of shared memory.
+SLAF_INLINE constexpr int coeff_pitch(int rows) { return rows | 1; }
+// The numbers that they take, so that what follows is aligned.
+SLAF_INLINE constexpr int shared_coeffs(int columns, int rows) { return (columns * coeff_pitch(rows) + 3) / 4 * 4; }
+
+// Everything about a sweep but its tables.
+template <typename S, typename T = compute_t<S>>
+struct Sweep {
+  const S* x;
+  const S* grad_output;  // null: forward
+  S* out;                // y, or the gradient in x; null: not needed
+  Partials<T> partials;  // of the sums of a column: with linear edges two more than coefficients
+  int degree, rows;      // the coefficients of a column, as the walk takes them: two more in a forward
+  Edge edge;
+  T center, lo, hi;  // the walk sees clamp(x, lo, hi) - center
+  Partition partition;
+};
+
+// A thread's part of a sweep: items `first`, `first` + `stride`, ... below `count`, item i at `base` + offset(i).
+template <Reading reading>
+struct Place {
+  __device__ __forceinline__ explicit Place(const Partition& p) : partition(p) {
+    const uint32_t thread = threadIdx.x, piece = blockIdx.x % p.pieces;
+    cell = blockIdx.x / p.pieces;
+    const int64_t start = int64_t{cell % p.parts} * p.share;
+    if constexpr (reading == Reading::columns) {
+      local = thread % p.across;
+      first = thread / p.across;
+      stride = p.down;
+      column = int64_t{piece} * p.across;
+      base = start * p.pitch + column + local;
+      const int64_t left = column + local < p.pitch ? p.length - start : 0;
+      count = static_cast<uint32_t>(left < p.share ? left : p.share);
+    } else {
+      local = 0;
+      first = thread;
+      stride = static_cast<uint32_t>(p.threads);
+      column = piece;
+      const int64_t run = int64_t{cell / p.parts} * p.runs;
+      base = (run * p.columns + piece) * p.length + start;
+      const int64_t left = p.parts > 1 ? p.length - start : (p.outer - run) * p.length;
+      count = static_cast<uint32_t>(left < p.share ? left : p.share);
+    }
+  }
+  __device__ __forceinline__ uint32_t offset(uint32_t i) const {
+    if constexpr (reading == Reading::columns) return i * static_cast<uint32_t>(partition.pitch);
+    return i + partition.run.quotient(i) * partition.carry;
+  }
+  // Whether this is the block that takes the elements behind the last whole item.
+  __device__ __forceinline__ bool is_last() const { return cell + 1 == partition.cells; }
+
+  const Partition& partition;
+  int64_t base, column;  // items; the first column of the block: of items, or the group
+  uint32_t first, stride, count, local, cell;
+};
+
+// What lies in shared memory is read again after this, and not kept in registers.
+__device__ __forceinline__ void forget_shared() {
+#ifdef __CUDA_ARCH__
+  asm volatile("" ::: "memory");
+#endif
+}
+
+// A pointer that stays one: the compiler would keep its parts, and add them up again for every item.
+template <typename T>
+__device__ __forceinline__ T* whole(T* pointer) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
+// A thread's elements: it reads `unroll` items in a turn, before it uses the first.
+template <typename Form, bool has_grad, int unroll, int highest, typename S>
+struct Elements {
+  using T = compute_t<S>;
+  static constexpr int width = Form::width;
+  // Elements that are computed side by side: few where many sums take the registers.
+  static constexpr int together = std::min(width, highest > 16 ? 2 : 4);
+  using Items = Item<S, width>;
+  using P = Pack<T, together>;
+
+  __device__ __forceinline__ explicit Elements(const Sweep<S>& s)
+      : sweep(s),
+        at(s.partition),
+        x(whole(reinterpret_cast<const Items*>(s.x) + at.base)),
+        grad_output(whole(reinterpret_cast<const Items*>(s.grad_output) + at.base)),
+        out(whole(reinterpret_cast<Items*>(s.out) + at.base)) {
+    read(at.first);
+  }
+  __device__ __forceinline__ bool has_items() const { return is_there[0]; }
+  __device__ __forceinline__ void next() { read(i + unroll * at.stride); }
+
+  // Calls f(x, grad_output, is_there) for the elements of the turn, and writes what it returns.
+  template <typename F>
+  __device__ __forceinline__ void map(bool writes, const F& f) {
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) {
+      const Pack<T, width> from = x_items[u].widen();
+      Pack<T, width> grad_from{}, result;
+      if constexpr (has_grad) grad_from = grad_items[u].widen();
+#pragma unroll
+      for (int first = 0; first < width; first += together) {
+        const auto part = [&](const auto& all) { return P::make([&](int e) { return all.v[first + e]; }); };
+        const P y = f(part(from), part(grad_from), is_there[u]);
+#pragma unroll
+        for (int e = 0; e < together; ++e) result.v[first + e] = y.v[e];
+      }
+      if (is_there[u] && writes) out[place(u)] = Items::narrow(result);
+    }
+  }
+  // The same for the elements behind the last whole item.
+  template <typename F>
+  __device__ __forceinline__ void map_ragged(bool writes, const F& f) {
+    if constexpr (!Form::has_columns && width > 1) {
+      const Partition& p = sweep.partition;
+      if (!at.is_last() || static_cast<int>(threadIdx.x) >= p.ragged) return;
+      using One = Item<S, 1>;
+      const int64_t place = p.length * width + threadIdx.x;
+      Pack<T, 1> grad_from{};
+      if constexpr (has_grad) grad_from = One{{sweep.grad_output[place]}}.widen();
+      const auto y = f(One{{sweep.x[place]}}.widen(), grad_from, true);
+      if (writes) sweep.out[place] = One::narrow(y).at[0];
+    }
+  }
+
+  // Beyond the thread's share lie zeros, which add nothing to its sums, but behind the first item: no turn starts
+  // there.
+  __device__ __forceinline__ void read(uint32_t first) {
+    i = first;
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) {
+      const uint32_t j = i + u * at.stride;
+      is_there[u] = j < at.count;
+      if (has_grad && u > 0) x_items[u] = grad_items[u] = {};
+      if (!is_there[u]) continue;
+      if constexpr (!Form::has_columns) offset[u] = at.offset(j);
+      x_items[u] = x[place(u)];
+      if constexpr (has_grad) grad_items[u] = grad_output[place(u)];
+    }
+  }
+  // Where an item lies. That of columns is cheaper made again than kept in a register.
+  __device__ __forceinline__ uint32_t place(int u) const {
+    if constexpr (Form::has_columns) return at.offset(i + u * at.stride);
+    return offset[u];
+  }
+
+  const Sweep<S>& sweep;
+  const Place<Form::reading> at;
+  const Items *x, *grad_output;
+  Items* out;
+  Items x_items[unroll] = {}, grad_items[has_grad ? unroll : 1] = {};
+  uint32_t offset[Form::has_columns ? 1 : unroll] = {}, i = 0;
+  bool is_there[unroll] = {};
+};
+
+// Adds terms of a thread's elements to its sums, of which each of its columns has one.
+template <bool has_columns, typename Lanes, typename P>
+SLAF_INLINE void accumulate(Lanes& sum, const P& terms) {
+  if constexpr (has_columns)
+    sum = sum + terms;
+  else
+    sum.v[0] += terms.total();
+}
+
+// The columns of a block, or its group, and their coefficients in shared memory.
+template <typename Form, typename T>
+struct Block {
+  __device__ __forceinline__ Block(const Partition& p, const Place<Form::reading>& at, int rows)
+      : partition(p),
+        rows(rows),
+        pitch(coeff_pitch(rows)),
+        columns(Form::has_columns ? static_cast<int>(p.across) * Form::width : 1),
+        first(at.column * Form::lanes),
+        shared(shared_memory<T>()),
+        own(shared + at.local * Form::lanes * pitch) {}
+
+  // Calls f(coefficients, r, group) to make number r of the coefficients of a column. Ends with a barrier.
+  template <typename F>
+  __device__ __forceinline__ void for_coeffs(const F& f) const {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < columns * rows; i += static_cast<int>(blockDim.x)) {
+      const int local = i / rows, r = i % rows;
+      if (first + local >= partition.columns) continue;
+      f(shared + local * pitch, r, Form::has_columns ? (first + local) / partition.inner : first);
+    }
+    __syncthreads();
+  }
+  // Row r of the coefficients, for elements of this thread.
+  template <typename P>
+  __device__ __forceinline__ P row(int r) const {
+    return P::make([&](int i) { return own[(Form::has_columns ? i : 0) * pitch + r]; });
+  }
+  // The first `used` of the sums that every thread has, added over the block: sink(i, local, total).
+  template <typename Sums, typename Sink>
+  __device__ __forceinline__ void reduce(const Sums& sums, int used, const Sink& sink) const {
+    T* const workspace = shared + shared_coeffs(columns, rows);
+    if constexpr (Form::has_columns) {
+      reduce_columns<Form::width>(sums, used, static_cast<int>(partition.across), workspace, sink);
+    } else {
+      reduce_group(sums, used, workspace, sink);
+    }
+  }
+  // The sums of a column, for the kernel that adds up those of all blocks.
+  __device__ __forceinline__ void store(const Partials<T>& partials, int row, uint32_t cell, int local, T total) const {
+    if (first + local < partition.columns) partials(row, cell, first + local) = total;
+  }
+
+  const Partition& partition;
+  int rows, pitch, columns;
+  int64_t first;
+  T *shared, *own;
+};
+
+}  // namespace slaf_ext::cuda

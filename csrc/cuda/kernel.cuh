@@ -1,0 +1,254 @@
+// The kernels of the plain form, free of torch. One sweep over x gives y, or both gradients; a second kernel adds up
+// the sums that its blocks made, see reduce.cuh. What a sweep does inside its loop is a template argument.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "elements.cuh"
+
+namespace slaf_ext::cuda {
+
+// What a linear edge adds `distance` beyond it. A slope of 0 is flat at infinity too, where 0 * inf would be NaN.
+template <typename T>
+SLAF_INLINE T tangent(T slope, T distance) {
+  const T rise = slope * distance;
+  return slope == T(0) ? T(0) : rise;
+}
+
+// x as the walk sees it, and what has to be known of the elements outside [lo, hi].
+template <typename P>
+struct Inside {
+  P x, below, above;  // distances beyond the edges
+  unsigned outside;   // a bit for each element
+};
+template <typename T, int n>
+SLAF_INLINE Inside<Pack<T, n>> inside_of(const Pack<T, n>& x, T lo, T hi, T center) {
+  Inside<Pack<T, n>> t{};
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const T from = x.v[i];
+    const bool is_below = from < lo;
+    const bool is_above = from > hi;
+    t.x.v[i] = (is_below ? lo : is_above ? hi : from) - center;
+    t.below.v[i] = is_below ? from - lo : T(0);
+    t.above.v[i] = is_above ? from - hi : T(0);
+    t.outside |= (is_below || is_above ? 1u : 0u) << i;
+  }
+  return t;
+}
+template <typename T, int n>
+SLAF_INLINE Pack<T, n> zero_where(unsigned outside, const Pack<T, n>& p) {
+  return Pack<T, n>::make([&](int i) { return (outside >> i & 1u) != 0 ? T(0) : p.v[i]; });
+}
+
+// The coefficients of the walk, in fp64, from those of the operator. Row r of
+//     forward              scale_r coeffs_r, and two rows more, the slopes at the edges
+//     gradient in x        scale_r sum_k D_kr coeffs_k, with D below its diagonal row by row
+// It is called, since inlined it would take a seventh of the time of a build.
+static __attribute__((noinline)) __device__ double walk_coeff(int r, int degree, bool forward, const double* weights,
+                                                              const void* coeffs, Storage type, int64_t group) {
+  const auto coeff = [&](int k) { return read(coeffs, type, group * (degree + 1) + k); };
+  if (forward && r <= degree) return weights[r] * coeff(r);
+  double sum = 0;
+#pragma unroll 1
+  for (int k = forward ? 0 : r + 1; k <= degree; ++k) {
+    const double weight = forward ? weights[(r - degree) * (degree + 1) + k] : weights[k * (k - 1) / 2 + r];
+    // D is half zeros where the basis respects parity, and 0 * inf must not make a NaN there.
+    if (weight != 0) sum += weight * coeff(k);
+  }
+  return sum;
+}
+
+// The numbers that `walk_coeff` needs: scales and slopes, or D.
+constexpr int64_t weight_count(int64_t degree) { return std::max(scale_count(degree), degree * (degree + 1) / 2); }
+
+// A sweep and its tables, as the argument of a kernel: nothing is copied to the device before it.
+template <typename S, int highest>
+struct TabledSweep {
+  using T = compute_t<S>;
+  Sweep<S> sweep;
+  const void* coeffs;
+  Storage coeffs_type;
+  T a[highest + 1], b[highest + 1], c[highest + 1];
+  double weights[weight_count(highest)];
+};
+
+// The coefficients and the sums of a thread. Those of a group are shared by its elements and lie in shared memory;
+// those of columns differ from lane to lane and lie in registers.
+template <typename Form, int highest, typename T>
+struct Columns {
+  using Lanes = Pack<T, Form::lanes>;
+
+  __device__ __forceinline__ Columns(const Block<Form, T>& block, int degree) : block(block) {
+    if constexpr (Form::has_columns) {
+#pragma unroll
+      for (int k = 0; k <= highest; ++k) own[k] = k <= degree ? row<Lanes>(k) : Lanes::of(T(0));
+    }
+  }
+  template <typename P>
+  __device__ __forceinline__ P coeff(int k) const {
+    if constexpr (Form::has_columns)
+      return own[k];
+    else
+      return row<P>(k);
+  }
+  // One that is read where it is used: of any row, or of the slopes behind them.
+  template <typename P>
+  __device__ __forceinline__ P row(int r) const {
+    return block.template row<P>(r);
+  }
+  template <typename P>
+  __device__ __forceinline__ void add(int k, const P& terms) {
+    accumulate<Form::has_columns>(sums[k], terms);
+  }
+  template <typename P>
+  __device__ __forceinline__ void add_beyond(const P& below, const P& above) {
+    accumulate<Form::has_columns>(beyond[0], below);
+    accumulate<Form::has_columns>(beyond[1], above);
+  }
+
+  const Block<Form, T>& block;
+  Lanes own[Form::has_columns ? highest + 1 : 1];
+  Lanes sums[highest + 1] = {}, beyond[2] = {};
+};
+
+// A degree that is known at run time alone.
+struct AnyDegree {
+  static constexpr int lowest = 0, highest = -1;
+};
+
+// sum_k coeffs(k) phi_k(x) for a degree of `Range`, which the compiler knows where it is one.
+template <Walk kind, typename Range, typename V, typename T, typename Coeffs>
+SLAF_INLINE V expand_to(int degree, const V& x, const Rows<T>& rows, const Coeffs& coeffs, const V& top) {
+  if constexpr (Range::highest < 0) {
+    return expand<kind>(x, rows, in_blocks(degree), coeffs);
+  } else if constexpr (Range::lowest == Range::highest) {
+    return expand<kind>(x, rows, in_blocks(Range::highest), coeffs);
+  } else {
+    // As `expand`, but the steps above the degree are passed over: s_k is in `even` or `odd`, as k is.
+    const V point = point_of<kind>(x, rows), zero = V::of(T(0));
+    V even = degree % 2 == 0 ? top : zero, odd = degree % 2 == 0 ? zero : top;
+#pragma unroll
+    for (int k = Range::highest - 1; k > 0; --k) {
+      if (k >= Range::lowest && k >= degree) continue;
+      V& next = k % 2 == 0 ? odd : even;
+      V& later = k % 2 == 0 ? even : odd;
+      later = factor_at<kind>(k, point, rows) * next + less_product<kind>(coeffs(k), k + 1, rows, later);
+    }
+    if (Range::lowest == 0 && degree == 0) return top;
+    return first_factor(point, rows) * odd + less_product<kind>(coeffs(0), 1, rows, even);
+  }
+}
+
+// y of some elements of a thread, or their gradient in x, with the sums of grad_output phi_k. All that x itself is
+// needed for stands before the walk, where it frees its registers.
+template <typename Form, typename Range, typename S, typename P, typename T, typename Columns>
+__device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table, P x, P grad_output,
+                                      Columns& columns) {
+  constexpr int lowest = Range::lowest, highest = Range::highest;
+  P result = P::of(T(0));
+  unsigned outside = 0;
+  if (Form::is_backward && highest > 16) forget_shared();  // the sums take the registers
+  if (Form::has_edges && s.edge != Edge::extrapolate) {
+    const auto inside = inside_of(x, s.lo, s.hi, s.center);
+    const bool is_linear = s.edge == Edge::linear;
+    x = inside.x;
+    // The gradient of `clamp` vanishes outside, and `zero` does by name.
+    if (!is_linear && (Form::is_backward || s.edge == Edge::zero)) outside = inside.outside;
+    if (is_linear) {
+      if constexpr (Form::is_backward) {
+        columns.add_beyond(grad_output * inside.below, grad_output * inside.above);
+      } else {
+        const P below = columns.template row<P>(s.degree + 1), above = columns.template row<P>(s.degree + 2);
+        result = P::make(
+            [&](int i) { return tangent(below.v[i], inside.below.v[i]) + tangent(above.v[i], inside.above.v[i]); });
+      }
+    }
+    if (Form::is_backward && s.edge == Edge::zero) grad_output = zero_where(outside, grad_output);
+  } else {
+    x = x + -s.center;
+  }
+  if constexpr (Form::is_backward) {
+    const auto visit = [&](auto k, const P& psi) {
+      // Degrees that share a kernel walk as far as the highest of them.
+      if (highest >= 0 && k > lowest && k > s.degree) return;
+      columns.add(k, psi);
+      // D a has no phi_degree: its 0 must not meet a psi that is infinite.
+      if (!std::is_same_v<decltype(k), Last> && (lowest == highest || k < lowest || highest < 0 || k < s.degree)) {
+        result = result + psi * columns.template coeff<P>(k);
+      }
+    };
+    if constexpr (highest < 0)
+      walk<Form::walk>(x, grad_output, table, in_blocks(s.degree), visit);
+    else
+      walk<Form::walk>(x, grad_output, table, in_blocks(highest), visit);
+  } else {
+    const auto coeffs = [&](int k) { return columns.template coeff<P>(k); };
+    const P value = expand_to<Form::walk, Range>(s.degree, x, table, coeffs, columns.template row<P>(s.degree));
+    result = Form::has_edges ? result + value : value;
+  }
+  return Form::has_edges ? zero_where(outside, result) : result;
+}
+
+// Items that a thread reads in one turn, so that 32 KiB of loads are on their way to a multiprocessor.
+template <typename Form, typename S, int highest>
+inline constexpr int unroll = [] {
+  if (Form::width == 1) return 4;
+  if (!Form::has_columns) return Form::is_backward || highest > 8 ? 1 : 2;
+  if (highest > 8 || (Form::is_backward && Form::walk == Walk::general)) return 2;
+  return !Form::is_backward ? 6 : Form::width == 2 ? 3 : 4;
+}();
+
+// Blocks that the 65,536 registers of a multiprocessor are to hold at once.
+template <typename Form, typename Range, typename S>
+inline constexpr int resident_blocks = [] {
+  constexpr int highest = Range::highest, words = sizeof(compute_t<S>) / 4;
+  constexpr int items = unroll<Form, S, highest> * Form::width * sizeof(S) / 4 * (Form::is_backward ? 2 : 1);
+  constexpr int column = (highest + 1) * Form::lanes * words;
+  const int columns = (Form::is_backward ? column : 0) + (Form::is_backward || Form::has_columns ? column : 0);
+  int walk = highest <= 16 ? 14 : Form::is_backward ? 8 : 16;
+  if (Form::walk == Walk::general) walk += 16 + (highest > 8 ? highest : 0);
+  if (Form::has_edges) walk += 8;
+  if (Range::lowest < highest) walk += 10;
+  const int places = Form::has_columns ? 18 : 24;
+  return std::clamp(65536 / max_threads / (places + items + columns + walk * words), 1, 8);
+}();
+
+// Degrees up to the highest of `Range`, in registers.
+template <typename Form, typename Range, typename S>
+__global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>))
+    sweep(const __grid_constant__ TabledSweep<S, Range::highest> args) {
+  using T = compute_t<S>;
+  constexpr int highest = Range::highest;
+  const Sweep<S>& s = args.sweep;
+  const Rows<T> table{args.a, args.b, args.c};
+  // The coefficients are made while the first items are on their way.
+  Elements<Form, Form::is_backward, unroll<Form, S, highest>, highest, S> elements(s);
+  const Block<Form, T> block(s.partition, elements.at, s.rows);
+  block.for_coeffs([&](T* coeffs, int r, int64_t group) {
+    coeffs[r] =
+        static_cast<T>(walk_coeff(r, s.degree, !Form::is_backward, args.weights, args.coeffs, args.coeffs_type, group));
+  });
+  Columns<Form, highest, T> columns(block, s.degree);
+
+  const bool writes = !Form::is_backward || s.out != nullptr;
+  const auto f = [&](const auto& x, const auto& grad_output, bool) {
+    return evaluate<Form, Range>(s, table, x, grad_output, columns);
+  };
+  for (; elements.has_items(); elements.next()) elements.map(writes, f);
+  elements.map_ragged(writes, f);
+
+  if constexpr (Form::is_backward) {
+    if (s.partials.at == nullptr) return;
+    const auto reduce = [&](const auto& sums, int first_row, int used) {
+      block.reduce(sums, used, [&](int i, int local, T total) {
+        block.store(s.partials, first_row + i, elements.at.cell, local, total);
+      });
+    };
+    reduce(columns.sums, 0, s.degree + 1);
+    if (Form::has_edges && s.edge == Edge::linear) reduce(columns.beyond, s.degree + 1, 2);
+  }
+}
+
+}  // namespace slaf_ext::cuda
