@@ -127,9 +127,19 @@ def works_in_place(module: nn.Module) -> bool:
     if not is_elementwise(module):
         return False
     x = _numbers()
-    with torch.no_grad():
-        copy.deepcopy(module).double().cpu()(x)
+    in_float64(module)(x)
     return not torch.equal(x, _numbers())
+
+
+def in_float64(module: nn.Module) -> Callable[[Any], Tensor]:
+    """A copy of a module as a function of float64 tensors or arrays on the host. What it makes itself is there too."""
+    function = copy.deepcopy(module).double().cpu()
+
+    def call(x: Any) -> Tensor:
+        with torch.no_grad(), torch.device("cpu"):
+            return function(torch.as_tensor(x))
+
+    return call
 
 
 def _numbers() -> Tensor:
@@ -142,8 +152,8 @@ def _answers(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Numbers, and what a module makes of each; None where that depends on more, or where it spoils its input."""
     x = _numbers()
     try:
-        function = copy.deepcopy(module).double().cpu()
-        with torch.no_grad(), warnings.catch_warnings():
+        function = in_float64(module)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about shapes that the module was not made for
             y = torch.cat([function(number.clone()) for number in x.split(1)])
             fits = y.shape == x.shape and y.is_floating_point()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -23,6 +22,7 @@ from .activations import (
     OTHERS,
     FunctionCalls,
     copy_of,
+    in_float64,
     is_elementwise,
     put,
     walk,
@@ -200,7 +200,7 @@ def convert(
             domain, like = _domain(converted, name, margin, batches)
             if math.isinf(_lipschitz(module, domain)) and chosen is None:
                 raise ValueError(f"it jumps, and no polynomial comes close; targets={name!r} converts it all the same")
-            found = fit(_in_float64(module), degree, basis, domain=domain, method=method)
+            found = fit(in_float64(module), degree, basis, domain=domain, method=method)
         except (ValueError, RuntimeError) as error:
             if chosen is not None or isinstance(module, ACTIVATIONS):
                 raise
@@ -504,12 +504,6 @@ def _replace(converted: nn.Module, module: nn.Module, original: nn.Module, slaf:
             put(converted.get_submodule(parent), own, slaf)
 
 
-def _in_float64(module: nn.Module) -> Callable[[Any], Tensor]:
-    """A module as a function of float64 tensors or arrays."""
-    function = copy.deepcopy(module).double().cpu().requires_grad_(False)
-    return lambda x: function(torch.as_tensor(x, device="cpu"))
-
-
 def _lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
     """The largest slope between neighbours on a grid, with a little more for what lies between; inf at a jump."""
     x = torch.linspace(*interval, 20_001, dtype=torch.float64, device="cpu")
@@ -519,7 +513,7 @@ def _lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
     x = x[torch.cat([x.diff() > apart, torch.ones_like(x[:1], dtype=torch.bool)])]  # twins differ by rounding
     if x.numel() <= 8:
         return 0.0
-    y = _in_float64(module)(x.clone())  # it may work in place
+    y = in_float64(module)(x.clone())  # it may work in place
     near, far = (float(((y[n:] - y[:-n]).abs() / (x[n:] - x[:-n])).max()) for n in (1, 8))
     return math.inf if near > 4 * far else near * (1 + 1e-6)
 

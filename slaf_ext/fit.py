@@ -155,7 +155,8 @@ def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[n
     call: Callable = function(fn)
 
     def f(x: np.ndarray) -> np.ndarray:
-        y = _call(call, x)
+        with torch.device("cpu"):  # the tensors that fn makes itself are beside x, on the host
+            y = _call(call, x)
         if y.shape != x.shape:
             raise ValueError(f"fn turns shape {x.shape} into {y.shape}; it must work element by element")
         if not np.isfinite(y).all():

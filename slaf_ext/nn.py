@@ -171,7 +171,7 @@ class SLAF(nn.Module):
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
         self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
+        share = self.momentum if self.momentum is not None else self.num_batches_tracked.double().reciprocal()
         # What has left the range of float64, or is NaN, must not spoil what comes after it.
         usable = mean.isfinite() & var.isfinite()
         for running, batch in ((self.running_mean, mean), (self.running_var, var)):

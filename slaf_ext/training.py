@@ -207,6 +207,7 @@ class RangeWatch:
     def __init__(self, modules: list[SLAF], strength: float, interval: tuple[float, float] | None) -> None:
         self.strength = strength
         self.interval = interval
+        self._first = modules[0]
         self._terms: list[Tensor] = []
         self._hooks = [module.register_forward_pre_hook(self._see, with_kwargs=True) for module in modules]
 
@@ -220,7 +221,10 @@ class RangeWatch:
     def penalty(self) -> Tensor:
         """The penalty of the forward passes since the last call; zero where there was none."""
         terms, self._terms = self._terms, []
-        return self.strength * torch.stack(terms).sum() if terms else torch.zeros(())
+        if terms:
+            return self.strength * torch.stack(terms).sum()
+        coeffs = self._first.coeffs
+        return torch.zeros((), dtype=torch.promote_types(coeffs.dtype, torch.float32), device=coeffs.device)
 
     def remove(self) -> None:
         """Stops watching."""

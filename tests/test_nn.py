@@ -111,21 +111,6 @@ def test_arrays_are_starts(init):
     assert module.coeffs.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("init", ["identity", "noisy_identity", "variance_preserving", "relu", torch.sin, [1.0] * 6])
-def test_a_default_device_matters_to_parameters_alone(init):
-    """With meta, on which nothing can be computed, so that whatever is made on the default device shows."""
-    with torch.device("meta"):
-        module = SLAF(5, 3, init=init, device="cpu")
-        assert SLAF(5, init=init).coeffs.is_meta
-        assert SLAF(5, normalize=True).running_var.is_meta
-        found = slaf_ext.fit("gelu", 4, domain=(-3, 3))
-        assert module.fold().coeffs.is_cpu
-        y = module(torch.randn(4, 3, device="cpu"))
-        assert y.is_cpu
-    assert module.coeffs.isfinite().all()
-    assert found.max_error < 0.1
-
-
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
