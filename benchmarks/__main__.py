@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   python -m benchmarks run full                 everything; Ctrl-C keeps what is done
   python -m benchmarks run --resume             goes on with the newest run
   python -m benchmarks run degrees --variant fused relu --degree 3 8
+  python -m benchmarks run gpu                  a GPU's kernels and calls: under 100 s
   python -m benchmarks report benchmarks/results/cpu-full.jsonl
   python -m benchmarks compare before.jsonl after.jsonl
 
@@ -47,15 +48,17 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(do=run)
     command.add_argument(
         "preset", nargs="?", choices=cases.PRESETS, metavar="PRESET",
-        help="quick (default), full, or a part of full: " + ", ".join(list(cases.PRESETS)[2:]),
+        help="quick (default), full, a part of full: " + ", ".join(list(cases.PRESETS)[2:-len(cases.ON_GPU)])
+        + "; or, on a GPU: " + ", ".join(cases.ON_GPU),
     )  # fmt: skip
     filters = command.add_argument_group(
         "filters", "keep what has one of the values given; see `list` for what there is"
     )
-    filters.add_argument("--device", type=usable_device, help="cpu (default), cuda, cuda:1, …")
+    filters.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, …; default: what the preset is for")
     for name, (kind, choices) in FILTERS.items():
         described = ", ".join(map(str, choices)) if choices else "any number" + ", 2^20 too" * (name == "size")
         filters.add_argument(f"--{name}", nargs="+", type=kind, choices=choices, metavar="VALUE", help=described)
+    command.add_argument("--profile", action="store_true", help="call each variant once, for a profiler; keep nothing")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: a new file in benchmarks/results/local")
     command.add_argument(
         "--resume", type=Path, nargs="?", const=Path(), metavar="FILE",
@@ -101,7 +104,7 @@ def elements(text: str) -> int:
 # How the values of each of cases.FILTERS are read, and which there are.
 FILTERS = {
     "dtype": (str, tuple(cases.DTYPES)),
-    "basis": (str, bases.names()),
+    "basis": (str, (*bases.names(), cases.JACOBI.name)),
     "degree": (int, None),
     "sharing": (str, cases.SHARINGS),
     "layout": (str, cases.LAYOUTS),
@@ -142,6 +145,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.profile:
+        _, units = _asked(options)
+        for unit in units:
+            measure.run_once(unit)
+        return 0
     path, request, done = _begin(options) if options.resume is None else _resume(options)
     units = cases.select(cases.PRESETS[request["preset"]](request["device"]), request["wanted"])
     completed = measure_all([unit for unit in units if unit.key not in done], path)
@@ -158,21 +166,40 @@ def run(options: argparse.Namespace) -> int:
 
 def _begin(options: argparse.Namespace) -> tuple[Path, dict, set]:
     """A new file, what is to be measured, and what is done already: nothing."""
-    preset, device = options.preset or "quick", options.device or "cpu"
+    request, _ = _asked(options)
+    path = options.output or results.LOCAL / f"{request['preset']}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    results.pictures(path)
+    results.start(path, environment.facts(request["device"]), request)
+    return path, request, set()
+
+
+def _asked(options: argparse.Namespace) -> tuple[dict, list[cases.Unit]]:
+    """What is to be measured.
+
+    Raises:
+        ResultsError: there is nothing of it, or no such device.
+    """
+    preset = options.preset or "quick"
+    device = options.device or ("cuda" if preset in cases.ON_GPU else "cpu")
+    _check_device(device, f"{preset} cannot be measured")
     wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
-    request = {"preset": preset, "device": device, "wanted": wanted}
     units = list(cases.PRESETS[preset](device))
     if not units:
         raise results.ResultsError(f"{preset} has nothing to measure on {device}; choose another preset.")
-    if not cases.select(units, wanted):
+    chosen = cases.select(units, wanted)
+    if not chosen:
         there = "; ".join(f"--{name} {' '.join(values)}" for name, values in _values(units, wanted).items())
         raise results.ResultsError(
             f"The filters leave nothing of {preset}. What it has, not all of it together: {there}."
         )
-    path = options.output or results.LOCAL / f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
-    results.pictures(path)
-    results.start(path, environment.facts(device), request)
-    return path, request, set()
+    return {"preset": preset, "device": device, "wanted": wanted}, chosen
+
+
+def _check_device(device: str, otherwise: str) -> None:
+    try:
+        usable_device(device)
+    except argparse.ArgumentTypeError as error:
+        raise results.ResultsError(f"{otherwise}: {error}.") from None
 
 
 def _resume(options: argparse.Namespace) -> tuple[Path, dict, set]:
@@ -183,10 +210,7 @@ def _resume(options: argparse.Namespace) -> tuple[Path, dict, set]:
         parser().error(f"--resume goes on with what its file asks for; leave out {given}, or start a new run")
     path = options.resume if options.resume != Path() else results.newest()
     begun = _load(path)
-    try:
-        usable_device(begun.request["device"])
-    except argparse.ArgumentTypeError as error:
-        raise results.ResultsError(f"{path} cannot be gone on with: {error}.") from None
+    _check_device(begun.request["device"], f"{path} cannot be gone on with")
     results.check_same_environment(begun, environment.facts(begun.request["device"]))
     results.pictures(path)
     return path, begun.request, begun.done()
@@ -221,12 +245,12 @@ def measure_all(units: list[cases.Unit], path: Path) -> bool:
 
 
 def list_all(options: argparse.Namespace) -> int:
-    print("presets, and about how long they take on two quiet cores, compilers included")
+    print("presets, and about how long they take on two quiet cores, gpu… on an H100")
     for name, preset in cases.PRESETS.items():
-        units = list(preset("cpu"))
+        units = list(preset("cuda" if name in cases.ON_GPU else "cpu"))
         minutes = sum(u.expected_seconds for u in units) / 60
         print(
-            f"  {name:<10}{minutes:>5.1f} min {len(units):>3} units  {(preset.__doc__ or '').strip().splitlines()[0]}"
+            f"  {name:<12}{minutes:>5.1f} min {len(units):>3} units  {(preset.__doc__ or '').strip().splitlines()[0]}"
         )
         there = _values(units, (name for name in FILTERS if name not in ("basis", "variant")))
         said = "; ".join(f"{name} {' '.join(values)}" for name, values in there.items())
@@ -276,6 +300,6 @@ def _shown(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in ([], ["run"]):
+    if sys.argv[1:2] in ([], ["run"]) and "--profile" not in sys.argv:
         environment.restart_steadily()
     sys.exit(main(sys.argv[1:]))

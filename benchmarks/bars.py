@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+from . import cases
 from .cases import COMPILED, NETWORKS, NORMALIZING, Case
 from .results import Results
 from .statistics import Group, Measured, Quantity, groups
 
 FLAT, IMAGE, ROWS, SMALL = (2**20,), (32, 64, 56, 56), (4096, 768), (4096,)
+FLOOR = "floor"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """`over` / `under` (the fastest of the variants named) held against `bound`."""
+    """`over` / `under` (the fastest of the variants named) held against `bound`.
+
+    Of kind FLOOR it is the share of a copy's bandwidth: a copy's time over `under`'s, each by the bytes it moves.
+    """
 
     text: str
     over: tuple[str, ...]
@@ -22,7 +27,7 @@ class Bar:
     sense: str
     bound: float
     case: dict = field(default_factory=dict)
-    over_dtype: str = "fp32"
+    over_dtype: str | None = None  # if it is not under's
     kind: str = "times"
 
 
@@ -61,6 +66,22 @@ def _by_layout(layout: str) -> Iterator[Bar]:
     yield Bar(f"{words}: normalised / batchnorm+relu", (normalized,), (yardstick,), "≤", 1.5, {**at, "degree": 5})
 
 
+# For a GPU, in the order of cases.FLOOR: the share of a copy's bandwidth, forward and backward in fp32, and in 16 bits.
+# What is normalised moves more bytes (Entry.moved_bytes), and may take 1.15 and 1.35 times what these take a copy.
+_DENSE, _APART, _GENERAL = (0.96, 0.96, 0.94, 0.95), (0.93, 0.91, 0.86, 0.83), (0.95, 0.95, 0.90, 0.90)
+_NORMALIZED, _DEGREE_16 = (1 / 1.15, 1 / 1.15, 1 / 1.35, 1 / 1.35), (0.95, 0.95, 0.76, 0.76)
+_SHARES = _DENSE, _DENSE, _APART, _APART, _GENERAL, _GENERAL, _NORMALIZED, _NORMALIZED
+
+
+def _floor() -> Iterator[Bar]:
+    of = dict(zip(cases.FLOOR, _SHARES, strict=True))
+    for name, entry in cases.floor():
+        at = {key: value for key, value in asdict(entry.case).items() if key not in ("device", "threads")}
+        shares = _DEGREE_16 if at["degree"] == 16 else of[name]
+        bound = shares[2 * (at["dtype"] != "fp32") + (at["passes"] == "backward")]
+        yield Bar(f"degree {at['degree']}, {name}", ("copy",), (entry.variant,), "≥", bound, at, kind=FLOOR)
+
+
 BARS = (
     *_by_degree(3, naive=40, compiled=2.5, relu=1.4),
     *_by_degree(8, naive=100, compiled=3, relu=1.5),
@@ -71,18 +92,25 @@ BARS = (
     Bar("4096 elements: fused / relu", FUSED, RELU, "≤", 2, {"shape": SMALL}),
     *(Bar(f"{network} step: fused / relu", FUSED, RELU, "≤", 1.05, kind=network) for network in NETWORKS),
     Bar("saved for backward: fused / (x, coeffs)", FUSED, (), "≤", 1, {"degree": 8}, kind="saved_bytes"),
+    Bar("a call of 4096 elements: fused / python function", FUSED, ("python function",), "≤", 1.35, kind="calls"),
+    *_floor(),
 )
+
+
+SUITES = {"times": "headline", "calls": "calls", FLOOR: "gpu"}
 
 
 def verdicts(results: Iterable[Results]) -> list[Verdict]:
     """A verdict for every bar of which the results hold both sides."""
     results = list(results)
-    timed, stepped = list(groups(results, "times", "headline")), list(groups(results, "network"))
-    memory = list(groups(results, "memory", "memory"))
+    timed = {kind: list(groups(results, "times", suite)) for kind, suite in SUITES.items()}
+    for kind in ("calls", FLOOR):  # which are a GPU's
+        timed[kind] = [group for group in timed[kind] if group.case.on_gpu]
+    stepped, memory = list(groups(results, "network")), list(groups(results, "memory", "memory"))
     found = []
     for bar in BARS:
-        if bar.kind == "times":
-            verdict = _time(bar, timed)
+        if bar.kind in SUITES:
+            verdict = _time(bar, timed[bar.kind])
         elif bar.kind in NETWORKS:
             verdict = _time(bar, [group for group in stepped if group[0].entry.network == bar.kind])
         else:
@@ -92,13 +120,20 @@ def verdicts(results: Iterable[Results]) -> list[Verdict]:
     return found
 
 
+def floor(results: Iterable[Results]) -> list[Verdict]:
+    """Those of a GPU's kernels."""
+    return [verdict for verdict in verdicts(results) if verdict.bar.kind == FLOOR]
+
+
 def _time(bar: Bar, timed: list[Group]) -> Verdict | None:
     found = None
+    at = {"dtype": "fp32", "memory": "kept", **bar.case}
     for group in timed:
-        under = group.find(*bar.under, dtype="fp32", memory="kept", **bar.case)
-        over = group.find(*bar.over, dtype=bar.over_dtype, memory="kept", **bar.case)
+        under = group.find(*bar.under, **at)
+        over = group.find(*bar.over, **{**at, "dtype": bar.over_dtype or at["dtype"]})
         if over and under:
-            found = Verdict(bar, over.over(under), over.disturbed or under.disturbed)
+            factor = under.entry.moved_bytes / over.entry.moved_bytes if bar.kind == FLOOR else 1
+            found = Verdict(bar, over.over(under, factor), over.disturbed or under.disturbed)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 
 from slaf_ext import bases
+from slaf_ext.bases import Basis
 
 from . import CORES
 
@@ -16,6 +18,7 @@ DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, 
 SHARINGS = ("layer", "group", "channel", "feature")
 LAYOUTS = ("contiguous", "channels_last")
 PASSES = ("both", "forward", "backward")
+JACOBI = bases.jacobi(0.5, 1.0)  # its recurrence has all three terms, and differs from row to row
 
 # The bars are written for two threads, so that is what is measured wherever there are two cores.
 THREADS = min(2, CORES)
@@ -46,6 +49,15 @@ class Case:
     memory: str = "kept"
 
     @property
+    def recurrence(self) -> str | Basis:
+        """The basis as slaf takes it: by its name, if it is registered."""
+        return JACOBI if self.basis == JACOBI.name else self.basis
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    @property
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
 
@@ -65,23 +77,28 @@ class Case:
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant (see variants.py, networks.py) on a case. For a network, `network` names it."""
+    """A variant (see variants.py, networks.py) on a case. `network` names a network, or "compiled …", all of one."""
 
     variant: str
     case: Case
     network: str | None = None
 
     @property
+    def is_compiled(self) -> bool:
+        return any(name.startswith(("compiled", "autotuned")) for name in (self.variant, self.network or ""))
+
+    @property
     def moved_bytes(self) -> int:
         """The least that must move: x and y forward; x, grad_output and dx backward.
 
         What takes means over x reads it twice forward, and x and grad_output twice backward. clone's backward hands
-        grad_output on as it is.
+        grad_output on as it is. A copy is one whatever the pass.
         """
+        if self.variant == "copy":
+            return 2 * self.case.nbytes
         forward, backward = {"clone": (2, 0)}.get(self.variant, (3, 5) if self.variant in NORMALIZING else (2, 3))
-        return {"forward": forward, "backward": backward, "both": forward + backward}[
-            self.case.passes
-        ] * self.case.nbytes
+        of = {"forward": forward, "backward": backward, "both": forward + backward}
+        return of[self.case.passes] * self.case.nbytes
 
     @property
     def least_multiply_adds(self) -> int:
@@ -117,18 +134,24 @@ class Unit:
         return self.suite, self.kind, self.entries
 
     @property
+    def of_kernels(self) -> bool:
+        """Whether kernels alone are timed, on a GPU, and not calls as a user makes them, the host's part included."""
+        return self.entries[0].case.on_gpu and self.suite != "calls"
+
+    @property
     def expected_seconds(self) -> float:
-        """How long it takes on two quiet cores with nothing compiled before, roughly: rounds, checks, compilers."""
+        """How long it takes with nothing compiled before, roughly: rounds, checks, compilers. On the CPU: two cores."""
         if self.kind == "memory":
             return 1.0 * len(self.entries)
-        each = 4.0 if self.kind == "network" else 0.2 + 0.2 * self.entries[0].case.numel / 2**20
+        case = self.entries[0].case
+        each = 0.2 if case.on_gpu else 4.0 if self.kind == "network" else 0.2 + 0.2 * case.numel / 2**20
         return self.seconds + sum(each + _compile_seconds(entry) for entry in self.entries)
 
 
 def _compile_seconds(entry: Entry) -> float:
     """What was seen, as a function of the degree. A network has a graph for every shape of its activations."""
-    if entry.variant not in COMPILED:
-        return 0
+    if not entry.is_compiled or entry.case.on_gpu:
+        return 7 * entry.is_compiled  # on a GPU: a guess that was not measured yet
     degree = entry.case.degree
     once = 5 + (0.12 * degree**2 if entry.variant.endswith("clenshaw") else 0.4 * degree)
     return once * (1 if entry.network is None else 4)
@@ -139,7 +162,7 @@ ROOFS = ("copy", "product")
 PRODUCT_SIDE = 512
 YARDSTICKS = ("clone", "relu")
 EAGER = ("naive", "stacked", "horner", "clenshaw")
-COMPILED = ("compiled horner", "compiled clenshaw", "autotuned horner", "autotuned clenshaw")
+COMPILED = ("compiled horner", "compiled clenshaw", "autotuned horner", "autotuned clenshaw", "compiled naive")
 NORMALIZING = ("normalized", "batchnorm + relu")
 PEERS = ("torch_activation", "rational_activations", "liger_kernel")  # the last takes rows alone
 BATCHES = {"mlp": 256, "resnet": 16, "vit": 16}
@@ -156,7 +179,7 @@ def headline(device: str, *, full: bool = False) -> Iterator[Unit]:
     case = Case(device=device)
     for degree in (3, 8, 16):
         at = replace(case, degree=degree)
-        compiled = COMPILED if full else COMPILED[:2]
+        compiled = COMPILED[:4] if full else COMPILED[:2]
         if degree == 16 and not full:
             compiled = COMPILED[:1]  # Clenshaw is half a minute in the compiler, and not the faster one
         eager = EAGER if full else ("naive", "horner", "clenshaw")  # the stacked form would take half of each round
@@ -203,7 +226,7 @@ def degrees(device: str) -> Iterator[Unit]:
 
 
 def channels(device: str) -> Iterator[Unit]:
-    """Time against the channels, a polynomial each."""
+    """Time against channels, a polynomial each."""
     for count in (1, 4, 16, 64, 256, 1024, 4096):
         for layout in LAYOUTS:
             side = 2 ** ((20 - count.bit_length() + 1) // 2)
@@ -249,6 +272,54 @@ def networks(device: str) -> Iterator[Unit]:
         yield Unit("networks", "memory", entries, 0)
 
 
+# What a GPU is held to (bars.py): cases of 2^26 elements by their names, and degrees.
+_ROW, _ROWS = Case(shape=(2**26,)), Case(shape=(16384, 4096), sharing="feature")
+_IMAGE = Case(shape=(334, 64, 56, 56), sharing="channel")
+_LAST = replace(_IMAGE, layout="channels_last")
+FLOOR: dict[str, tuple[Case, tuple[int, ...]]] = {
+    "one row": (_ROW, (8, 5, 16)),
+    "per channel": (_IMAGE, (8, 5)),
+    "channels last": (_LAST, (8, 5)),
+    "per feature": (_ROWS, (8, 5)),
+    "legendre": (replace(_ROW, basis="legendre"), (5,)),
+    "jacobi": (replace(_ROW, basis=JACOBI.name), (5,)),
+    "normalised, per channel": (_IMAGE, (5,)),
+    "normalised, channels last": (_LAST, (5,)),
+}
+
+
+def floor() -> Iterator[tuple[str, Entry]]:
+    """Each case of FLOOR in each dtype and pass, by its name."""
+    for name, (case, degrees) in FLOOR.items():
+        variant, dtypes = "fused", ("fp32", "bf16", "fp16")
+        if name.startswith("normalised"):
+            variant, dtypes = NORMALIZING[0], dtypes[:2]
+        for degree, dtype, passes in itertools.product(degrees, dtypes, PASSES[1:]):
+            yield name, Entry(variant, replace(case, degree=degree, dtype=dtype, passes=passes))
+
+
+def gpu(device: str) -> Iterator[Unit]:
+    """Kernels on a GPU, and the cost of a call."""
+    of: dict[Case, list[str]] = {}
+    for _, entry in floor():
+        of.setdefault(replace(entry.case, device=device), []).append(entry.variant)
+    for case, variants in of.items():
+        yield times("gpu", case, variants, 0.25)
+    yield times("calls", Case(shape=(4096,), device=device), ["relu", "prelu", "python function", "fused"], 1)
+    for dtype, passes in itertools.product(("fp32", "bf16"), ("forward", "both")):
+        naive = ["compiled naive"] if (dtype, passes) == ("fp32", "both") else []  # of powers, which bf16 cannot hold
+        variants = ["relu", "gelu", "prelu", "fused", "compiled clenshaw", *naive]
+        yield times("rivals", replace(_ROW, dtype=dtype, passes=passes, device=device), variants, 0.5)
+
+
+def gpu_networks(device: str) -> Iterator[Unit]:
+    """A step of two blocks in bf16, also compiled."""
+    for network, batch, yardstick in (("mlp block", 16384, "gelu"), ("resnet block", 256, "relu")):
+        case = Case(shape=(batch,), degree=5, dtype="bf16", device=device)
+        for name, variants in ((network, ("relu", "gelu", "fused")), (f"compiled {network}", (yardstick, "fused"))):
+            yield Unit("networks", "network", tuple(Entry(v, case, name) for v in variants), 2)
+
+
 def full(device: str) -> Iterator[Unit]:
     """Everything below."""
     yield from headline(device, full=True)
@@ -275,7 +346,10 @@ PRESETS = {
     "bases": every_basis,
     "forms": forms,
     "networks": networks,
+    "gpu": gpu,
+    "gpu-networks": gpu_networks,
 }
+ON_GPU = ("gpu", "gpu-networks")  # the others are measured on the CPU, unless --device says otherwise
 
 
 # What a unit's entries can be chosen by.

@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
-from . import tables
-from .cases import ROOFS, Case
+from . import bars, tables
+from .cases import PASSES, ROOFS, Case
 from .results import Results, writing
 from .statistics import Group, Measured, groups
 
@@ -24,15 +24,9 @@ STYLES = {
     "fused": {"color": "#0072B2", "marker": "o", "linestyle": "-", "linewidth": 2.2},
     "relu": {"color": "#000000", "marker": "s", "linestyle": "--"},
     "clone": {"color": "#7F7F7F", "marker": "x", "linestyle": ":"},
-    "gelu": {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
-    "prelu": {"color": "#CC79A7", "marker": "X", "linestyle": "--"},
     "compiled horner": {"color": "#009E73", "marker": "^", "linestyle": "-."},
-    "compiled clenshaw": {"color": "#009E73", "marker": "v", "linestyle": "-."},
-    "autotuned horner": {"color": "#005C43", "marker": "<", "linestyle": "-."},
-    "autotuned clenshaw": {"color": "#005C43", "marker": ">", "linestyle": "-."},
     "horner": {"color": "#E69F00", "marker": "D", "linestyle": "-"},
     "clenshaw": {"color": "#E69F00", "marker": "d", "linestyle": "--"},
-    "stacked": {"color": "#F0E442", "marker": "*", "linestyle": (0, (1, 1))},
     "naive": {"color": "#D55E00", "marker": "h", "linestyle": (0, (7, 2))},
 }
 
@@ -49,11 +43,11 @@ def draw_all(results: Iterable[Results], folder: Path) -> list[Path]:
 
 def _draw_all(results: list[Results], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written, environment = [], results[-1].environment
     for name, figure in FIGURES.items():
         chosen = figure.chosen(results)
         if chosen:
-            drawn = figure.draw(chosen, machine(results))
+            drawn = figure.draw(chosen, environment["gpu"] or environment["cpu"])
             for suffix, silent in (("png", {}), ("svg", {"Date": None})):
                 path = folder / f"{name}.{suffix}"
                 drawn.savefig(path, dpi=150, metadata={**silent, "Description": origin(results)})
@@ -69,11 +63,6 @@ def origin(results: Iterable[Results]) -> str:
 
 def _elements(case: Case) -> str:
     return f"$2^{{{case.numel.bit_length() - 1}}}$ elements"
-
-
-def machine(results: list[Results]) -> str:
-    environment = results[-1].environment
-    return environment["gpu"] or environment["cpu"]
 
 
 WHISKERS = "medians, with whiskers to the quartiles"
@@ -222,29 +211,13 @@ def _lines(ax, sweep: Sweep, swept: list[Group]) -> None:
     ax.grid(True)
 
 
-# ------------------------------------------------------------------ bases and networks
+# ------------------------------------------------------------------ networks, and a GPU's kernels
 
 
-def _bases(chosen: list[Group], where: str):
-    """The fused kernel and its rivals, for every basis: a factor of a hundred, so dots on a logarithmic axis."""
-    inches = max(6.0, 0.8 * len(chosen) + 2)
-    figure, ax = plt.subplots(figsize=(inches, 4.5), layout="constrained")
-    for variant in ("naive", "clenshaw", "fused", "relu"):
-        style = {key: STYLES[variant][key] for key in ("color", "marker")}
-        named = variant  # once
-        for i, group in enumerate(chosen):
-            if m := group.find(variant):
-                median, whiskers = _ms(m)
-                ax.errorbar(i, median, yerr=whiskers, linestyle="", markersize=7, capsize=3, elinewidth=1,
-                            label=named, **style)  # fmt: skip
-                named = "_"
-    ax.set_yscale("log")
-    ax.set_ylabel("time of forward + backward, ms (log scale)")
-    ax.grid(True)
-    ax.set_axisbelow(True)
-    case = chosen[0].case
-    what = f"degree {case.degree}, {_elements(case)}"
-    return _labelled(figure, ax, [g.case.basis for g in chosen], what, case, where)
+def _network_groups(results: list[Results]) -> list[Group]:
+    """The networks of one device, the first."""
+    found = list(groups(results, "network"))
+    return [group for group in found if group.case.device == found[0].case.device]
 
 
 def _networks(chosen: list[Group], where: str):
@@ -263,16 +236,10 @@ def _networks(chosen: list[Group], where: str):
                 named = "_"
     ax.set_ylabel("time of a training step, ms")
     case = chosen[0].case
-    what = f"{case.basis}, degree {case.degree}"
-    return _labelled(figure, ax, [g[0].entry.network or "" for g in chosen], what, case, where)
-
-
-def _labelled(figure, ax, names: list[str], what: str, case: Case, where: str):
-    many = len(names) > 5
-    ax.set_xticks(range(len(names)), names, rotation=35 if many else 0, ha="right" if many else "center")
+    ax.set_xticks(range(len(chosen)), [g[0].entry.network or "" for g in chosen])
     figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
-    words = f"{what}, {case.dtype}, {tables.where(case)}, {where}; {WHISKERS}"
-    ax.set_xlabel(_wrapped(words, figure.get_figwidth()), fontsize=9)
+    what = f"{case.basis}, degree {case.degree}, {case.dtype}, {tables.where(case)}, {where}; {WHISKERS}"
+    ax.set_xlabel(_wrapped(what, figure.get_figwidth()), fontsize=9)
     return figure
 
 
@@ -283,6 +250,30 @@ FILLS = {
     "compiled horner": {"color": "#8FD3BE", "hatch": "\\\\\\\\"},
     "naive": {"color": "#BBBBBB", "hatch": "xxxx"},
 }
+
+
+def _floor(chosen: list[bars.Verdict], where: str):
+    """The share of a copy's bandwidth, which should not lie to the left of its bar."""
+    rows = list(dict.fromkeys(v.bar.text for v in chosen))
+    marks = ("fp32", "#0072B2", "o"), ("bf16", "#D55E00", "^"), ("fp16", "#009E73", "D")
+    figure, axes = plt.subplots(
+        1, 2, figsize=(10, 0.4 * len(rows) + 1.6), sharex=True, sharey=True, layout="constrained"
+    )
+    for ax, passes in zip(axes, PASSES[1:], strict=True):
+        for i, (dtype, color, marker) in enumerate(marks):
+            drawn = [v for v in chosen if (v.bar.case["dtype"], v.bar.case["passes"]) == (dtype, passes)]
+            places = [rows.index(v.bar.text) + 0.25 * (i - 1) for v in drawn]
+            ax.plot([v.bar.bound for v in drawn], places, linestyle="", marker="|", markersize=9, color="black")
+            ax.plot([v.measured.median for v in drawn], places, marker, color=color, label=dtype)
+        ax.set_title(passes)
+        ax.grid(True)
+        ax.set_axisbelow(True)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
+    axes[0].legend(loc="best", fontsize=9)
+    title = f"Share of a copy's bandwidth, kernels alone, x of $2^{{26}}$ elements, {where}; | is what is promised"
+    figure.suptitle(_wrapped(title, 10), fontsize=10)
+    return figure
 
 
 @dataclass(frozen=True)
@@ -297,6 +288,6 @@ class Figure:
 FIGURES = {
     "headline": Figure("time of each variant", _headline_groups, _headline),
     "scaling": Figure("time against elements, degree, channels and threads", _sweeps, _scaling),
-    "bases": Figure("time of each basis", lambda results: list(groups(results, "times", "bases")), _bases),
-    "networks": Figure("time of a training step", lambda results: list(groups(results, "network")), _networks),
+    "networks": Figure("time of a training step", _network_groups, _networks),
+    "gpu": Figure("share of a copy's bandwidth on a GPU", bars.floor, _floor),
 }

@@ -36,11 +36,13 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "skipped: there is no compute-sanitizer here" | tee "$out/memcheck.txt" >"$out/racecheck.txt"
 fi
-step benchmark 70 "$python" -m benchmarks.gpu "$out/benchmark.csv" --seconds 65
+step benchmark 100 "$python" -m benchmarks run gpu --output "$out/gpu.jsonl"
+step networks 60 "$python" -m benchmarks run gpu-networks --output "$out/gpu-networks.jsonl"
 # What a sweep waits for, to explain the bars that it misses. The clocks stay as they are.
 if command -v ncu >/dev/null; then
   step profile 40 ncu --clock-control none --kernel-name regex:sweep --section SpeedOfLight --section Occupancy \
-    --section WarpStateStats "$python" -m benchmarks.gpu --profile
+    --section WarpStateStats "$python" -m benchmarks run gpu --profile --variant fused --degree 8 16 \
+    --dtype fp32 bf16 --pass backward
 else
   echo "skipped: there is no ncu here" >"$out/profile.txt"
 fi

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch.utils.benchmark import Timer
 from slaf_ext import bases
 
 from . import environment, oracle, variants
-from .cases import COMPILED, DTYPES, PRODUCT_SIDE, Case, Entry, Unit
+from .cases import DTYPES, PRODUCT_SIDE, Case, Entry, Unit
 from .variants import Prepared, Unavailable
 
 # An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all; the
@@ -28,20 +30,21 @@ LIMITS_IN_POWERS = {**LIMITS, "fp64": 1e-8, "fp32": 1e-2}
 
 BLOCK_SECONDS = 0.01  # calls in a row before the next variant has its turn
 LEAST_ROUNDS, MOST_ROUNDS = 7, 101
+MOST_IN_TURN = 64
 
 
 class Wrong(Exception):
     """The variant computes something else."""
 
 
-def inputs(case: Case) -> tuple[Tensor, Tensor]:
+def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
     """x, uniform on the basis's own interval, and grad_output, of the case's layout."""
-    generator = torch.Generator().manual_seed(0)
-    lo, hi = bases.get(case.basis).domain
+    generator = torch.Generator(case.device).manual_seed(seed)
+    lo, hi = bases.get(case.recurrence).domain
     order = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
 
     def draw(make: Callable) -> Tensor:
-        t = make(case.shape, generator=generator).to(DTYPES[case.dtype]).to(case.device)
+        t = make(case.shape, generator=generator, device=case.device).to(DTYPES[case.dtype])
         return t.contiguous(memory_format=order)
 
     return (draw(torch.rand) * (hi - lo) + lo).requires_grad_(), draw(torch.randn)
@@ -49,39 +52,58 @@ def inputs(case: Case) -> tuple[Tensor, Tensor]:
 
 def action(prepared: Prepared, x: Tensor, grad_output: Tensor, passes: str) -> Callable[[], dict[str, Tensor]]:
     """The call to be timed. It returns y and the gradients, whichever the pass has."""
-    wanted = (x, *prepared.params)  # a constant polynomial does not depend on x: materialize_grads
-    names = prepared.gradients
-    if passes == "forward":
-        x = x.detach()
-        params = tuple(p.detach() for p in prepared.params)
+    wanted = (x, *prepared.params)
 
-        def forward():
-            with torch.no_grad():
-                return {"y": prepared.forward(x, *params)}
-
-        return forward
-    if passes == "backward":
-        y = prepared.forward(x, *prepared.params)
-
-        def backward():
-            return dict(
-                zip(
-                    names,
-                    torch.autograd.grad(y, wanted, grad_output, retain_graph=True, materialize_grads=True),
-                    strict=True,
-                )
-            )
-
-        return backward
+    def gradients(y: Tensor, **options) -> dict[str, Tensor]:
+        # A constant polynomial does not depend on x: materialize_grads.
+        found = torch.autograd.grad(y, wanted, grad_output, materialize_grads=True, **options)
+        return dict(zip(prepared.gradients, found, strict=True))
 
     def both():
-        y = prepared.forward(x, *prepared.params)
-        return {
-            "y": y,
-            **dict(zip(names, torch.autograd.grad(y, wanted, grad_output, materialize_grads=True), strict=True)),
-        }
+        y = prepared.forward(*wanted)
+        return {"y": y, **gradients(y)}
 
-    return both
+    if passes == "both":
+        return both
+    if passes == "backward":
+        return functools.partial(gradients, prepared.forward(*wanted), retain_graph=True)
+    constant = [t.detach() for t in wanted]
+
+    def forward():
+        with torch.no_grad():
+            return {"y": prepared.forward(*constant)}
+
+    return forward
+
+
+def in_turn(runs: Sequence[Callable]) -> Callable:
+    """One that calls the next of them each time."""
+    turns = itertools.cycle(runs)
+    return runs[0] if len(runs) == 1 else lambda: next(turns)()
+
+
+def tensors_in_turn(case: Case) -> int:
+    """How many pairs of x and grad_output take turns, so that a GPU's L2 has forgotten each when its turn comes again.
+
+    Between two turns at least twice what it holds is read; of less than some MiB, which would need thousands, no more
+    than MOST_IN_TURN take part.
+    """
+    l2 = torch.cuda.get_device_properties(case.device).L2_cache_size
+    return min(MOST_IN_TURN, 1 + math.ceil(2 * l2 / case.nbytes))
+
+
+@contextlib.contextmanager
+def compiling(entry: Entry) -> Iterator[None]:
+    """The first calls of an entry.
+
+    Raises:
+        Wrong: torch.compile made no graph of it, so that its time would be that of the eager form.
+    """
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    yield
+    if entry.is_compiled and stats["unique_graphs"] == before:
+        raise Wrong("torch.compile compiled nothing, and fell back to the eager form")
 
 
 def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor]) -> dict:
@@ -95,7 +117,7 @@ def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outp
     if prepared.basis is None:
         found = _errors_by_definition(prepared, x, grad_output, outputs, case.passes)
     else:
-        true = case, variants.coefficients(case), bases.get(case.basis), x.detach(), grad_output, outputs
+        true = case, variants.coefficients(case), bases.get(case.recurrence), x.detach(), grad_output, outputs
         if prepared.normalized:
             found = oracle.normalized_errors(*true, variants.SLAF_EPS)
         else:
@@ -137,13 +159,8 @@ def saved_bytes(prepared: Prepared, x: Tensor) -> int:
 
 
 def launches(entry: Entry, run: Callable) -> int | None:
-    """Kernels that a call starts on a GPU; on the CPU, where compiled code starts them unseen, calls of operators."""
-    if entry.case.device.startswith("cuda"):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            run()
-            torch.cuda.synchronize()
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
-    if entry.variant in COMPILED:
+    """Calls of operators, of which a GPU has a kernel or more each; compiled code starts its own unseen."""
+    if entry.is_compiled:
         return None
     with OperatorCount() as found:
         run()
@@ -163,7 +180,7 @@ class OperatorCount(TorchDispatchMode):
 NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 
 
-def copy_action(case: Case, x: Tensor) -> Callable[[], Tensor]:
+def copy_action(x: Tensor) -> Callable[[], Tensor]:
     """A copy into memory that exists already: the bandwidth that is to be had at this size."""
     source, target = x.detach(), torch.empty_like(x, requires_grad=False)
     return functools.partial(target.copy_, source)
@@ -177,27 +194,41 @@ def product_action(case: Case) -> Callable[[], Tensor]:
 
 
 class Clock:
-    """Seconds a call, of a block of calls, with the case's number of threads."""
+    """Seconds a call, of a block of calls, with the case's number of threads; on a GPU until the last has ended."""
+
+    by_host = True  # whether another process that holds the cores shows
 
     def __init__(self, run: Callable, case: Case) -> None:
         self.case = case
         self.timer = Timer("run()", globals={"run": run}, num_threads=case.threads)
-        self.run = run
-        once = min(self.seconds(1), self.seconds(1))
+        once = min(self.timer.timeit(1).median for _ in range(2))
         self.calls = max(1, min(10_000, round(BLOCK_SECONDS / once)))
 
-    def seconds(self, calls: int | None = None) -> float:
-        calls = calls or self.calls
-        if not self.case.device.startswith("cuda"):
-            return self.timer.timeit(calls).median
+    def seconds(self) -> float:
+        return self.timer.timeit(self.calls).median
+
+
+class Replays(Clock):
+    """Seconds of a GPU a call, of a block of calls that were captured in a graph: the host starts them all at once."""
+
+    by_host = False
+
+    def __init__(self, run: Callable, case: Case, turns: int) -> None:
+        super().__init__(run, case)
+        self.calls = turns * math.ceil(self.calls / turns)  # each replay begins with the same tensors
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+            for _ in range(self.calls):
+                run()
+
+    def seconds(self) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.run()
+        self.graph.replay()  # meanwhile the host gets ahead
         start.record()
-        for _ in range(calls):
-            self.run()
+        self.graph.replay()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / calls
+        return start.elapsed_time(end) / 1e3 / self.calls
 
 
 def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
@@ -206,37 +237,53 @@ def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
     So whatever else the machine does meets all variants alike, and a ratio is taken within a round.
 
     Returns:
-        A record for every entry, and for every case one of each of `cases.ROOFS`.
+        A record for every entry, and for every case one of each of `cases.ROOFS`, of which a GPU has the copy alone.
     """
-    torch._dynamo.reset()  # compiled code of one unit must not make the next one recompile
+    torch._dynamo.reset()  # what was compiled for other units is not needed any more
+    # Autograd runs a backward on the stream of its forward, and a graph captures one stream, not the default one.
+    case = unit.entries[0].case
+    stream = torch.cuda.stream(torch.cuda.Stream(case.device)) if unit.of_kernels else contextlib.nullcontext()
     records: list[dict] = []
     clocks: list[Clock | None] = []
-    tensors: dict[Case, tuple[Tensor, Tensor]] = {}
-    for entry in unit.entries:
-        case = entry.case
-        enter(case)
-        tick(entry.variant)
-        if case not in tensors:
-            tensors[case] = inputs(case)
-            for roof, run in (("copy", copy_action(case, tensors[case][0])), ("product", product_action(case))):
-                records.append({**entry.as_json(), "variant": roof})
-                clocks.append(Clock(run, case))
-        record, clock = _checked(entry, *tensors[case])
-        records.append({**entry.as_json(), **record})
-        clocks.append(clock)
-    interleave(records, clocks, unit.seconds, tick)
+    tensors: dict[Case, list[tuple[Tensor, Tensor]]] = {}
+    with stream:
+        for entry in unit.entries:
+            case = entry.case
+            enter(case)
+            tick(entry.variant)
+            turns = tensors_in_turn(case) if unit.of_kernels else 1
+            clock = functools.partial(Replays, turns=turns) if unit.of_kernels else Clock
+            if case not in tensors:
+                tensors[case] = [inputs(case, seed) for seed in range(turns)]
+                roofs = {"copy": in_turn([copy_action(x) for x, _ in tensors[case]])}
+                if not case.on_gpu:
+                    roofs["product"] = product_action(case)
+                for roof, run in roofs.items():
+                    records.append({**entry.as_json(), "variant": roof})
+                    clocks.append(clock(run, case))
+            record, timed = _checked(entry, tensors[case], clock)
+            records.append({**entry.as_json(), **record})
+            clocks.append(timed)
+        interleave(records, clocks, unit.seconds, tick)
     return records
 
 
-def _checked(entry: Entry, x: Tensor, grad_output: Tensor) -> tuple[dict, Clock | None]:
+def run_once(unit: Unit) -> None:
+    """Each entry's call, once, for a profiler to look at."""
+    for entry in unit.entries:
+        action(variants.prepare(entry.variant, entry.case), *inputs(entry.case), entry.case.passes)()
+
+
+def _checked(entry: Entry, pairs: list[tuple[Tensor, Tensor]], clock: Callable) -> tuple[dict, Clock | None]:
     """What is to be said of an entry before it is timed, and a clock if it is right."""
     case = entry.case
+    x, grad_output = pairs[0]
     start = perf_counter()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), compiling(entry):
             warnings.simplefilter("ignore")  # the compilers' and the peers', about themselves
             prepared = variants.prepare(entry.variant, case)
-            run = action(prepared, x, grad_output, case.passes)
+            run = in_turn([action(prepared, *pair, case.passes) for pair in pairs])
             outputs = run()
         record = {"first_call_seconds": perf_counter() - start}
         record["errors"] = check(entry, prepared, x, grad_output, outputs)
@@ -244,7 +291,7 @@ def _checked(entry: Entry, x: Tensor, grad_output: Tensor) -> tuple[dict, Clock 
         if case.passes != "forward":
             record["saved_bytes"] = saved_bytes(prepared, x)
         record["launches"] = launches(entry, run)
-        return record, Clock(run, case)
+        return record, clock(run, case)
     except Unavailable as reason:
         return {"skipped": str(reason)}, None
     except Wrong as reason:
@@ -278,7 +325,7 @@ def interleave(
             enter(clock.case)
             start, waited = perf_counter(), waiting_seconds()
             record["seconds"].append(clock.seconds())
-            record["waited"].append((waiting_seconds() - waited) / (perf_counter() - start))
+            record["waited"].append(clock.by_host * (waiting_seconds() - waited) / (perf_counter() - start))
 
 
 def _rounds(deadline: float, at_last: float) -> Iterator[int]:

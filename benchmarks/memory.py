@@ -76,7 +76,8 @@ def _operator(entry: Entry) -> tuple[Callable, dict]:
 
 
 def _network(entry: Entry) -> tuple[Callable, dict]:
-    return networks.training_step(*networks.build(entry)), {}
+    model, *batch = networks.build(entry)
+    return networks.training_step(model, networks.forward(entry, model), *batch), {}
 
 
 def resident_growth(run: Callable) -> int:

@@ -19,8 +19,8 @@ from slaf_ext.bases import Basis
 
 from .cases import Case
 
-# A block of this many elements in float64 stays in a core's cache.
-BLOCK = 2**15
+# A block of this many elements in float64 stays in a core's cache; a GPU wants more of them at once.
+BLOCK, GPU_BLOCK = 2**15, 2**24
 
 
 def by_group(t: Tensor, case: Case) -> Tensor:
@@ -54,7 +54,7 @@ def errors(
     worst = Worst()
     flat = _flat(case, x, grad_output, outputs)
     true_dcoeffs = torch.zeros_like(a)
-    step = max(1, BLOCK // len(a))
+    step = max(1, (GPU_BLOCK if case.on_gpu else BLOCK) // len(a))
     for start in range(0, flat["x"].shape[1], step):
         block = {name: t[:, start : start + step] for name, t in flat.items()}
         t, g = block["x"].double(), block["g"].double()
@@ -133,10 +133,6 @@ def _walk(t: Tensor, table: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     yield phi, slope
     for a, b, c in table.tolist():
         factor = a * t + b
-        phi, previous, slope, previous_slope = (
-            factor * phi - c * previous,
-            phi,
-            a * phi + factor * slope - c * previous_slope,
-            slope,
-        )
+        slope, previous_slope = a * phi + factor * slope - c * previous_slope, slope
+        phi, previous = factor * phi - c * previous, phi
         yield phi, slope

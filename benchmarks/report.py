@@ -25,9 +25,13 @@ def text(results: list[Results]) -> str:
 
 
 def _summaries(results: list[Results]) -> Iterator[tables.Table]:
-    for table in (tables.summary, tables.memory_summary, tables.network_summary, tables.verdicts):
-        if (made := table(results)) is not None:
-            yield made
+    kinds = tables.summary, tables.memory_summary, tables.network_summary, tables.verdicts, tables.floor
+    for part in ([r for r in results if not _is_gpu(r)], [r for r in results if _is_gpu(r)]):
+        yield from filter(None, (table(part) for table in kinds))
+
+
+def _is_gpu(result: Results) -> bool:
+    return result.environment["gpu"] is not None
 
 
 def _origin(result: Results) -> str:
@@ -110,6 +114,11 @@ def block(readme: Path, results: list[Results], pictures: Path | None, details: 
     lines = [BEGIN, *_figure(readme, results, pictures, "headline")]
     for table in _summaries(results):
         lines += [table.markdown(), ""]
+    for suite in ("rivals", "calls"):
+        if (table := tables.sweep(filter(_is_gpu, results), suite)) is not None:
+            lines += [f"**{HEADINGS[suite]}**", "", table.markdown(), ""]
+    lines += _figure(readme, results, pictures, "gpu")
+    lines += ["On a GPU: not measured.", ""] * (not any(map(_is_gpu, results)))
     lines += _figure(readme, results, pictures, "scaling")
     ending = f" Every table: [{details.name}]({_link(readme, details)})." if details else ""
     return "\n".join([*lines, *_origins(readme, results, ending), END])
@@ -147,6 +156,9 @@ HEADINGS = {
     "channels": "Time against the number of channels",
     "threads": "Time against the number of threads",
     "bases": "Every basis",
+    "gpu": "Kernels on a GPU",
+    "rivals": "Kernels on a GPU: degree 8 beside what one would write instead",
+    "calls": "Calls on a GPU: degree 8, the host's part included",
     "forms": "Passes, dtypes, sharing and layout",
 }
 

@@ -60,9 +60,9 @@ class Measured:
     def time(self) -> Quantity:
         return Quantity.of(self.seconds if self.disturbed else self.seconds[self.quiet])
 
-    def over(self, other: Measured) -> Quantity:
-        """This one's time over the other's, round by round: what slowed the machine down slowed both."""
-        ratios = self.seconds / other.seconds
+    def over(self, other: Measured, factor: float = 1) -> Quantity:
+        """This one's time over the other's, times a factor, round by round: what slowed the machine slowed both."""
+        ratios = factor * self.seconds / other.seconds
         quiet = self.quiet & other.quiet
         return Quantity.of(ratios[quiet] if quiet.sum() >= LEAST_QUIET else ratios)
 

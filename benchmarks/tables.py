@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from . import bars
-from .cases import COMPILED, EAGER, PRODUCT_SIDE, ROOFS, Case
+from .cases import COMPILED, EAGER, PRODUCT_SIDE, ROOFS, Case, Entry
 from .results import Results
 from .statistics import Group, Measured, Quantity, groups
 
@@ -81,19 +81,16 @@ def _cells(m: Measured, group: Group) -> list[str]:
     case, record = m.entry.case, m.record
     bandwidth = m.entry.moved_bytes / m.time.median
     copy = group.find("copy", dtype=case.dtype)
-    share = bandwidth * copy.time.median / (2 * case.nbytes) if copy else math.nan
+    share = bandwidth * copy.time.median / copy.entry.moved_bytes if copy else math.nan
     names = (("batchnorm + relu",), ("normalized",)) if group.is_normalized else (("relu",), ("fused",))
     over = [m.over(other).median if (other := group.find(*n, dtype=case.dtype)) else math.nan for n in names]
     saved, launches = record.get("saved_bytes"), record.get("launches")
     return [
-        duration(m.time.median), _spread(m.time), short(bandwidth / 1e9), _percent(share), *map(short, over),
+        duration(m.time.median), _spread(m.time), short(bandwidth / 1e9),
+        f"{share:.0%}" if copy else "-", *map(short, over),
         f"{max(record['errors'].values(), default=math.nan):.0e}",
         "-" if saved is None else short(saved / case.nbytes), "-" if launches is None else str(launches),
     ]  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if math.isfinite(share) else "-"
 
 
 def _spread(time: Quantity) -> str:
@@ -260,6 +257,10 @@ def network_groups(results: list[Results]) -> Iterator[tuple[Group, Group]]:
         yield group, peaks.get(group[0].entry.network, Group())
 
 
+def _form(case: Case) -> str:
+    return ", ".join([size(case), case.dtype, _passes(case), _sharing(case), _layout(case)])
+
+
 # What tells the cases of a suite apart.
 LABELS: dict[str, tuple[str, Callable[[Case], str]]] = {
     "sizes": ("elements", lambda case: size(case).removesuffix(" elements")),
@@ -267,7 +268,9 @@ LABELS: dict[str, tuple[str, Callable[[Case], str]]] = {
     "channels": ("channels", lambda case: f"{case.shape[1]}, {_layout(case)}"),
     "threads": ("threads", lambda case: f"{case.threads}, {size(case)}"),
     "bases": ("basis", lambda case: case.basis),
-    "forms": ("form", lambda case: ", ".join([size(case), case.dtype, _passes(case), _sharing(case), _layout(case)])),
+    "gpu": ("kernels", lambda case: f"{case.basis} {case.degree}, {_form(case)}"),
+    **dict.fromkeys(("rivals", "calls"), ("", lambda case: f"{size(case)}, {case.dtype}, {_passes(case)}")),
+    "forms": ("form", _form),
 }
 
 
@@ -292,7 +295,7 @@ def sweep(results: Iterable[Results], suite: str) -> Table | None:
 def roof(group: Group) -> float:
     """Seconds that the bytes which must move take at the rate of a copy; nan where none was measured."""
     copy = group.find("copy", dtype=group.case.dtype)
-    return copy.time.median * copy.entry.moved_bytes / (2 * copy.entry.case.nbytes) if copy else math.nan
+    return copy.time.median * Entry("fused", group.case).moved_bytes / copy.entry.moved_bytes if copy else math.nan
 
 
 def arithmetic_roof(group: Group) -> float:
@@ -308,7 +311,8 @@ QUESTIONABLE = "?: other processes held the cores meanwhile; measure again on a 
 
 
 def verdicts(results: Iterable[Results]) -> Table | None:
-    found = bars.verdicts(results)
+    """The bars, but for a GPU's floor, which has a table of its own."""
+    found = [v for v in bars.verdicts(results) if v.bar.kind != bars.FLOOR]
     rows = []
     for v in found:
         m = v.measured
@@ -321,6 +325,25 @@ def verdicts(results: Iterable[Results]) -> Table | None:
     if any(v.disturbed for v in found):
         notes.append(QUESTIONABLE)
     return Table([], ["bar", "measured", "quartiles", "wanted", ""], rows, notes)
+
+
+def floor(results: Iterable[Results]) -> Table | None:
+    """The bars of a GPU's kernels: a row for every case and pass, a column for every dtype."""
+    of = {(v.bar.text, v.bar.case["passes"], v.bar.case["dtype"]): v for v in bars.floor(results)}
+    if not of:
+        return None
+    rows = []
+    for row in dict.fromkeys(key[:2] for key in of):
+        found = [of.get((*row, dtype)) for dtype in ("fp32", "bf16", "fp16")]
+        shares = [f"{100 * v.measured.median:.1f}{'' if v.met else '!'}" if v else "-" for v in found]
+        bounds = dict.fromkeys(f"{100 * v.bar.bound:.0f}" for v in found if v)
+        rows.append([", ".join(row), *shares, ", ".join(bounds)])
+    count = sum(bar.kind == bars.FLOOR for bar in bars.BARS)
+    note = (
+        "In percent of the bandwidth of a copy of the same size, in the same rounds; !: less than the bar, of fp32 and "
+        f"of 16 bits. {sum(v.met for v in of.values())} of {count} bars met, {count - len(of)} not measured."
+    )
+    return Table(["Kernels on a GPU, x of 2^26 elements"], ["case", "fp32", "bf16", "fp16", "bars"], rows, [note])
 
 
 # ------------------------------------------------------------------ words and numbers

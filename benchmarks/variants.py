@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -84,7 +85,7 @@ def columns(coeffs: Tensor, x: Tensor, dim: int) -> Sequence[Tensor]:
 
 
 def fused(case: Case) -> Form:
-    return lambda x, coeffs: slaf_ext.slaf(x, coeffs, case.basis, dim=case.dim)
+    return lambda x, coeffs: slaf_ext.slaf(x, coeffs, case.recurrence, dim=case.dim)
 
 
 def naive(case: Case) -> Form:
@@ -105,7 +106,7 @@ def horner(case: Case) -> Form:
 
 def clenshaw(case: Case) -> Form:
     """b_k = a_k + (A_k x + B_k) b_{k+1} − C_{k+1} b_{k+2}, f = b_0; Chebyshev shares its 2x."""
-    table = bases.get(case.basis).table(case.degree + 1).tolist()
+    table = bases.get(case.recurrence).table(case.degree + 1).tolist()
 
     def forward(x: Tensor, coeffs: Tensor) -> Tensor:
         *rest, b1 = columns(coeffs, x, case.dim)
@@ -130,7 +131,7 @@ def clenshaw(case: Case) -> Form:
 
 def stacked(case: Case) -> Form:
     def forward(x: Tensor, coeffs: Tensor) -> Tensor:
-        phi = slaf_ext.reference.basis_values(x, case.degree, case.basis)
+        phi = slaf_ext.reference.basis_values(x, case.degree, case.recurrence)
         if coeffs.dim() == 1:
             return phi @ coeffs
         return (phi * torch.stack(list(columns(coeffs, x, case.dim)), dim=-1)).sum(-1)
@@ -138,9 +139,22 @@ def stacked(case: Case) -> Form:
     return forward
 
 
-def compiled(form: Callable[[Case], Form], mode: str | None = None) -> Callable[[Case], Form]:
-    return lambda case: torch.compile(form(case), mode=mode, dynamic=False, fullgraph=True)
+def compile_afresh(form: types.FunctionType, mode: str | None = None) -> Form:
+    """torch.compile of a copy of `form` whose code is its own.
 
+    By its code dynamo finds what it has compiled, and counts it up to a limit beyond which a function runs eagerly.
+    """
+    code = form.__code__.replace()
+    fresh = types.FunctionType(code, form.__globals__, form.__name__, form.__defaults__, form.__closure__)
+    return torch.compile(fresh, mode=mode, dynamic=False, fullgraph=True)
+
+
+def compiled(form: Callable[[Case], Form], mode: str | None = None) -> Callable[[Case], Form]:
+    return lambda case: compile_afresh(form(case), mode)
+
+
+# Graphs of its own would not be captured in the one that is timed.
+AUTOTUNED = "max-autotune-no-cudagraphs"
 
 # name: (the form, whether its coefficients are those of powers of x)
 POLYNOMIALS: dict[str, tuple[Callable[[Case], Form], bool]] = {
@@ -151,8 +165,9 @@ POLYNOMIALS: dict[str, tuple[Callable[[Case], Form], bool]] = {
     "clenshaw": (clenshaw, False),
     "compiled horner": (compiled(horner), True),
     "compiled clenshaw": (compiled(clenshaw), False),
-    "autotuned horner": (compiled(horner, "max-autotune"), True),
-    "autotuned clenshaw": (compiled(clenshaw, "max-autotune"), False),
+    "compiled naive": (compiled(naive), True),
+    "autotuned horner": (compiled(horner, AUTOTUNED), True),
+    "autotuned clenshaw": (compiled(clenshaw, AUTOTUNED), False),
 }
 
 YARDSTICKS: dict[str, Form] = {
@@ -176,7 +191,7 @@ def prepare(name: str, case: Case) -> Prepared:
     if name in POLYNOMIALS:
         form, powers = POLYNOMIALS[name]
         coeffs = coefficients(case)
-        basis = bases.get(case.basis)
+        basis = bases.get(case.recurrence)
         if powers:
             coeffs, basis = to_monomials(coeffs, basis), bases.get("monomial")
         return Prepared(form(case), (torch.tensor(coeffs, **options).requires_grad_(),), basis)
@@ -192,13 +207,32 @@ def _prelu(case: Case) -> Prepared:
     return Prepared(functional.prelu, (slope.requires_grad_(),))
 
 
+class _InPython(torch.autograd.Function):
+    """The cost of a call of such a function: it saves two tensors, and does one relu and one product. No derivative."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, coeffs: Tensor) -> Tensor:
+        ctx.save_for_backward(x, coeffs)
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        x, coeffs = ctx.saved_tensors
+        return grad_output * x, coeffs
+
+
+def _python_function(case: Case) -> Prepared:
+    coeffs = torch.tensor(coefficients(case), dtype=DTYPES[case.dtype], device=case.device)
+    return Prepared(_InPython.apply, (coeffs.requires_grad_(),))
+
+
 def _normalized(case: Case) -> Prepared:
     """SLAF(normalize=True) in training, running statistics included."""
     module = slaf_ext.SLAF(
-        case.degree, case.groups, basis=case.basis, dim=case.dim, normalize=True, eps=SLAF_EPS,
+        case.degree, case.groups, basis=case.recurrence, dim=case.dim, normalize=True, eps=SLAF_EPS,
         init=torch.tensor(coefficients(case)), device=case.device, dtype=DTYPES[case.dtype],
     )  # fmt: skip
-    return Prepared(lambda x, _: module(x), (module.coeffs,), bases.get(case.basis), normalized=True)
+    return Prepared(lambda x, _: module(x), (module.coeffs,), bases.get(case.recurrence), normalized=True)
 
 
 def _batchnorm_relu(case: Case) -> Prepared:
@@ -233,7 +267,7 @@ def _torch_activation(case: Case) -> Prepared:
     if case.sharing != "layer":
         raise Unavailable("torch_activation.SLAF has one polynomial a layer")
     module = peer.SLAF(k=case.degree + 1)
-    coeffs = to_monomials(coefficients(case), bases.get(case.basis))
+    coeffs = to_monomials(coefficients(case), bases.get(case.recurrence))
     a = torch.tensor(coeffs, dtype=DTYPES[case.dtype], device=case.device).requires_grad_()
     return Prepared(lambda x, a: torch.func.functional_call(module, {"a": a}, x), (a,), bases.get("monomial"))
 
@@ -278,6 +312,7 @@ def _rational_activations(case: Case) -> Prepared:
 # What computes another function, needs a package, or takes only some of the cases.
 OTHERS: dict[str, Callable[[Case], Prepared]] = {
     "prelu": _prelu,
+    "python function": _python_function,
     "normalized": _normalized,
     "batchnorm + relu": _batchnorm_relu,
     "torch_activation": _torch_activation,

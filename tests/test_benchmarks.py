@@ -1,7 +1,9 @@
 """The harness itself, on tiny inputs. No time is asserted anywhere."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -80,8 +82,11 @@ def measured(*units: Unit) -> list[dict]:
 
 def made_up(preset: str, path: Path) -> results.Results:
     """A file as that preset writes it, of invented numbers: every entry of a unit is slower than the one before."""
-    results.start(path, environment.facts("cpu"), {"preset": preset, "device": "cpu", "wanted": {}})
-    for unit in cases.PRESETS[preset]("cpu"):
+    facts, device = environment.facts("cpu"), "cuda" if preset in cases.ON_GPU else "cpu"
+    if device == "cuda":
+        facts |= {"device": device, "gpu": "an invented card"}
+    results.start(path, facts, {"preset": preset, "device": device, "wanted": {}})
+    for unit in cases.PRESETS[preset](device):
         copy, product = ([Entry(name, unit.entries[0].case)] * (unit.kind == "times") for name in cases.ROOFS)
         records = []
         for i, entry in enumerate([*copy, *unit.entries, *product], start=1):
@@ -94,6 +99,11 @@ def made_up(preset: str, path: Path) -> results.Results:
                 records.append({**entry.as_json(), **(memory if unit.kind == "memory" else timed)})
         results.append(path, unit, records)
     return results.load(path)
+
+
+def made_of(suite: str, kind: str, records: list[dict]) -> dict:
+    """The line of a unit in a file."""
+    return {"suite": suite, "kind": kind, "entries": records, "records": records}
 
 
 # ------------------------------------------------------------------ variants
@@ -129,10 +139,20 @@ def test_every_pass_and_dtype(passes, dtype):
     assert "seconds" in fused
 
 
-def test_compiled_variants_run():
-    (record,) = measured(cases.times("x", TINY, ("compiled horner",), 0))
-    assert "seconds" in record, record
-    assert record["first_call_seconds"] > 0
+@pytest.mark.parametrize("afresh", [True, False])
+def test_a_compiled_variant_has_a_cache_of_its_own_and_is_refused_where_it_ran_eagerly(monkeypatch, afresh):
+    if not afresh:
+        monkeypatch.setattr(variants, "compile_afresh", lambda form, mode: torch.compile(form, dynamic=False))
+    entries = tuple(Entry("compiled horner", dataclasses.replace(TINY, dtype=dtype)) for dtype in ("fp32", "fp64"))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        first, second = records = measured(Unit("x", "times", entries, 0))
+    assert "seconds" in first, first
+    assert first["first_call_seconds"] > 0
+    assert ("seconds" in second) is afresh, second
+    if not afresh:
+        (group,) = statistics.groups([results.Results(Path("x"), {}, {}, [made_of("x", "times", records)])])
+        said = "compiled horner fp64 refused: torch.compile compiled nothing, and fell back to the eager form"
+        assert said in tables.times(group).notes
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
@@ -449,6 +469,16 @@ def test_networks_step_with_every_activation(network, monkeypatch):
     records = measured(Unit("networks", "network", entries, 0))
     assert all(max(r["errors"].values()) < 1e-3 and len(r["seconds"]) == 3 for r in records), records
     assert ["gradient in the coefficients" in r["errors"] for r in records] == [False, True, True]
+
+
+@pytest.mark.parametrize("eagerly", [True, False])
+def test_a_whole_network_is_compiled_or_refused(eagerly):
+    unit = Unit(
+        "networks", "network", (Entry("fused", Case(shape=(4,), degree=5, dtype="bf16"), "compiled mlp block"),), 0
+    )
+    with torch.compiler.set_stance("force_eager" if eagerly else "default"):
+        (record,) = measured(unit)
+    assert record["refused"].startswith("torch.compile compiled nothing") if eagerly else "seconds" in record, record
 
 
 @pytest.mark.parametrize(
@@ -948,38 +978,40 @@ def test_the_block_is_written_between_the_markers_and_nowhere_else(tmp_path):
 
 
 def test_a_full_run_gives_every_bar_table_and_figure(tmp_path, capsys):
-    full = made_up("full", tmp_path / "full.jsonl")
-    assert [v.bar for v in bars.verdicts([full])] == list(bars.BARS)
+    made = [made_up(preset, tmp_path / f"{preset}.jsonl") for preset in ("full", *cases.ON_GPU)]
+    assert [v.bar for v in bars.verdicts(made)] == list(bars.BARS)
     readme, details = tmp_path / "README.md", tmp_path / "results" / "REPORT.md"
     details.parent.mkdir()
     readme.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
     written = ["--readme", str(readme), "--details", str(details), "--figures", str(tmp_path / "results" / "figures")]
-    assert command.main(["report", str(full.path), *written]) == 0
+    assert command.main(["report", *(str(found.path) for found in made), *written]) == 0
     short, long = readme.read_text(), details.read_text()
     assert report.regenerated(readme) == {readme: short, details: long}
-    assert len(short.splitlines()) < 100
+    assert len(short.splitlines()) < 180
     assert all(len(line) < 120 for line in short.splitlines())
-    for page, text, names in ((readme, short, ("headline", "scaling")), (details, long, figures.FIGURES)):
+    for page, text, names in ((readme, short, ("headline", "gpu", "scaling")), (details, long, figures.FIGURES)):
         linked = {(page.parent / name).resolve() for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)}
         assert linked == {(details.parent / "figures" / f"{name}.png").resolve() for name in names}
         assert all(path.exists() for path in linked)
     for heading in report.HEADINGS.values():
         assert f"\n## {heading}\n\n" in long
     for name in figures.FIGURES:
-        assert figures.origin([full]) in (details.parent / "figures" / f"{name}.svg").read_text()
+        assert figures.origin(made) in (details.parent / "figures" / f"{name}.svg").read_text()
     details.write_text(long.replace("1.00", "1.01"))
     assert report.regenerated(readme)[details] == long
 
 
-def test_the_quick_preset_has_every_bar_but_the_networks(tmp_path):
+def test_the_quick_preset_has_every_bar_but_the_networks_and_a_gpus(tmp_path):
     found = [v.bar for v in bars.verdicts([made_up("quick", tmp_path / "quick.jsonl")])]
-    assert found == [bar for bar in bars.BARS if bar.kind not in cases.NETWORKS]
+    assert found == [bar for bar in bars.BARS if bar.kind in ("times", "peak_bytes", "saved_bytes")]
 
 
-def test_the_presets_say_that_they_keep_to_their_time():
-    took = {name: sum(u.expected_seconds for u in cases.PRESETS[name]("cpu")) for name in ("quick", "full")}
-    assert took["quick"] < 150  # of 180, of which the estimate leaves out what comes before and after
-    assert took["full"] < 1700
+@pytest.mark.parametrize(
+    ("preset", "device", "seconds"),  # of 180, 1800, 100 and 60, without what comes before and after
+    [("quick", "cpu", 150), ("full", "cpu", 1700), ("gpu", "cuda", 80), ("gpu-networks", "cuda", 45)],
+)
+def test_the_presets_say_that_they_keep_to_their_time(preset, device, seconds):
+    assert sum(u.expected_seconds for u in cases.PRESETS[preset](device)) < seconds
 
 
 def test_of_two_results_with_the_same_case_the_later_counts(tmp_path):
@@ -1168,6 +1200,149 @@ def test_memory_and_network_modules_are_what_the_kinds_name():
     assert command.KINDS["network"] is networks.times
 
 
+# ------------------------------------------------------------------ a GPU, without one
+
+
+class OnHost:
+    """What measure uses of torch.cuda, by the host: a graph notes the calls that it captured, and repeats them."""
+
+    L2_cache_size = 300  # of which a turn of TINY's 256 bytes leaves 44
+    capturing = None
+
+    def __init__(self, *args, **kwargs):
+        self.replayed = 0
+
+    def get_device_properties(self, device):
+        return self
+
+    def replay(self):
+        self.replayed += 1
+
+    def record(self):
+        OnHost.replays = 0
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 5.0
+
+    @staticmethod
+    @contextlib.contextmanager
+    def within(*args, stream=None):
+        yield
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(Case, "on_gpu", True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", OnHost().get_device_properties)
+    for name in ("CUDAGraph", "Event", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, OnHost)
+    for name in ("graph", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, OnHost.within)
+
+
+@pytest.mark.parametrize("passes", cases.PASSES)
+def test_kernels_are_timed_by_replays_over_tensors_that_take_turns(gpu, monkeypatch, passes):
+    """Four of x and four of grad_output, so that three others, of more than twice L2, are read before its next turn."""
+    read = []
+    slaf = slaf_ext.slaf
+    monkeypatch.setattr(
+        slaf_ext, "slaf", lambda x, *rest, **more: (read.append(x.data_ptr()), slaf(x, *rest, **more))[1]
+    )
+    monkeypatch.setattr(measure, "waiting_seconds", itertools.count().__next__)  # the cores are never free
+    case = dataclasses.replace(TINY, passes=passes)
+    copy, fused = command.KINDS["times"](cases.times("gpu", case, ("fused",), 0), lambda what: None)
+    assert (copy["variant"], fused["variant"]) == ("copy", "fused")
+    assert len(set(read)) == 4
+    for record in (copy, fused):
+        assert record["calls"] % 4 == 0
+        assert record["seconds"] == [5e-3 / record["calls"]] * 3
+        assert record["waited"] == [0, 0, 0]
+
+
+def test_calls_are_timed_with_the_host_on_a_gpu_too(gpu):
+    rival, fused = measured(cases.times("calls", TINY, ("python function", "fused"), 0))
+    assert 5e-3 / fused["calls"] not in fused["seconds"]
+    assert set(rival["errors"]) == {"y", "dx", "dcoeffs"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would measure")
+def test_a_preset_for_a_gpu_says_where_there_is_none(capsys):
+    assert command.main(["run", "gpu"]) == 1
+    assert capsys.readouterr().err == "gpu cannot be measured: there is no cuda here: torch finds 0 GPUs; give cpu.\n"
+
+
+def test_the_cases_of_a_gpu_are_measured_reported_and_profiled(monkeypatch, tmp_path, capsys):
+    """On the CPU, and small."""
+
+    def shrunk(case):
+        return dataclasses.replace(case, shape=(2, 8, 3, 3) if len(case.shape) == 4 else (8, 8)[: len(case.shape)])
+
+    small = {name: (shrunk(case), degrees) for name, (case, degrees) in cases.FLOOR.items()}
+    monkeypatch.setattr(cases, "FLOOR", small)
+    monkeypatch.setattr(cases, "times", lambda *args, times=cases.times: dataclasses.replace(times(*args), seconds=0))
+    asked = ["run", "gpu", "--device", "cpu", "--size", "8", "64", "144", "4096", "--pass", "backward", "both"]
+    asked += ["--dtype", "fp32", "bf16", "--variant", "fused", "normalized", "python function"]
+    assert command.main([*asked, "--profile"]) == 0
+    assert capsys.readouterr().out == ""
+    assert not results.LOCAL.exists()
+    assert command.main(asked) == 0
+    (path,) = results.LOCAL.glob("gpu-*.jsonl")
+    found = results.load(path)
+    assert {r["variant"] for u in found.units for r in u["records"]} == {"copy", "product", *asked[-3:]}
+    assert all("seconds" in r for u in found.units for r in u["records"])
+    assert len(found.units) == 2 * (9 + 2) + 1  # of both dtypes, and the call
+    assert "bar" not in capsys.readouterr().out  # the bars are a GPU's
+    rows = [row[0] for row in tables.sweep([found], "gpu").rows]
+    assert rows[0] == "chebyshev 8, 2^3 elements, fp32, backward, one polynomial, contiguous"
+
+
+def test_a_gpus_bars_are_shares_of_a_copys_bandwidth(tmp_path):
+    """In the invented results fused takes twice as long as the copy beside it, and normalized, beside both, thrice."""
+    gpu = made_up("gpu", tmp_path / "gpu.jsonl")
+    shares = {(v.bar.case["passes"], v.bar.under[0], round(v.measured.median, 9)) for v in bars.floor([gpu])}
+    assert shares == {
+        ("forward", "fused", 2 / 2 / 2),
+        ("backward", "fused", 3 / 2 / 2),
+        ("forward", "normalized", 3 / 2 / 3),
+        ("backward", "normalized", round(5 / 2 / 3, 9)),
+    }
+    made = tables.floor([gpu])
+    rows = {row[0]: row[1:] for row in made.rows}
+    assert rows["degree 8, per feature, forward"] == ["50.0!", "50.0!", "50.0!", "93, 86"]
+    assert rows["degree 16, one row, backward"] == ["75.0!", "75.0!", "75.0!", "95, 76"]
+    assert rows["degree 5, normalised, channels last, backward"] == ["83.3!", "83.3", "-", "87, 74"]
+    assert "2 of 74 bars met, 0 not measured." in made.notes[0]
+    for record in (r for unit in gpu.units for r in unit["records"] if r["variant"] == "copy"):
+        record["seconds"] = [1.5 * s for s in record["seconds"]]
+    del gpu.units[0]
+    made = tables.floor([gpu])
+    rows = {row[0]: row[1:] for row in made.rows}
+    assert rows["degree 8, one row, forward"] == ["-", "75.0!", "75.0!", "94"]
+    assert rows["degree 8, one row, backward"] == ["112.5", "112.5", "112.5", "96, 95"]
+    assert "1 not measured." in made.notes[0]
+    (call,) = (v for v in bars.verdicts([gpu]) if v.bar.kind == "calls")
+    assert (call.measured.median, call.met) == (pytest.approx(5 / 4), True)
+    assert tables.floor([made_up("quick", tmp_path / "quick.jsonl")]) is None
+
+
+@pytest.mark.parametrize("presets", [["quick"], ["quick", "gpu"], ["gpu", "gpu-networks"]])
+def test_the_block_says_whether_a_gpu_was_measured(tmp_path, presets):
+    found = [made_up(preset, tmp_path / f"{preset}.jsonl") for preset in presets]
+    block = report.block(tmp_path / "README.md", found, tmp_path / "figures", None)
+    has_gpu = "gpu" in presets
+    assert ("On a GPU: not measured." in block) is not has_gpu
+    for said in (
+        "figures/gpu.png",
+        "Kernels on a GPU",
+        "a call of 4096 elements: fused / python function",
+        "an invented card",
+    ):
+        assert (said in block) is has_gpu
+
+
 def test_gpu_script_runs_every_step_and_keeps_its_output(tmp_path):
     """With tools that print how they were called."""
     tools = tmp_path / "bin"
@@ -1176,50 +1351,25 @@ def test_gpu_script_runs_every_step_and_keeps_its_output(tmp_path):
         (tools / name).write_text('#!/bin/sh\necho "$(basename $0) $*"\n')
         (tools / name).chmod(0o755)
     script = ROOT / "benchmarks" / "gpu.sh"
-    command_line = [script, tmp_path / "out"]
+    call = [script, tmp_path / "out"]
     environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-    done = subprocess.run(command_line, capture_output=True, text=True, env=environ)
+    done = subprocess.run(call, capture_output=True, text=True, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
     printed = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
-    steps = ["build", "facts", "device", "suite", "tests", "memcheck", "racecheck", "benchmark", "profile"]
+    steps = ["build", "facts", "device", "suite", "tests", "memcheck", "racecheck", "benchmark", "networks"]
+    steps += ["profile"]
     assert sorted(printed) == sorted(steps)
     assert sorted(done.stdout.splitlines()) == sorted(f"{step}: ok" for step in steps)
     for mentioned in re.findall(r"tests/\w+\.py", " ".join(printed.values())):
         assert (ROOT / mentioned).is_file()
-    assert "python3 -m benchmarks.gpu" in printed["benchmark"]
-    assert "python3 -m benchmarks.gpu --profile" in printed["profile"]
+    for step, preset in (("benchmark", "gpu"), ("networks", "gpu-networks"), ("profile", "gpu")):
+        arguments = printed[step].split(" -m benchmarks ")[1].split()
+        options = command.parser().parse_args(arguments)  # exits, if it cannot be followed
+        assert (options.preset, options.profile) == (preset, step == "profile")
     limits = [int(limit) for limit in re.findall(r"^ *step [\w$\"]+ (\d+)", script.read_text(), re.MULTILINE)]
-    assert len(limits) == 8
-    assert sum(limits) + 25 - 115 <= 8 * 60  # one line is for two sanitizers, and two steps share their time
+    assert len(limits) == 9
+    assert sum(limits) + 25 - 115 <= 10 * 60  # one line is for two sanitizers, and two steps share their time
     (tools / "nvidia-smi").write_text("#!/bin/sh\nexit 3\n")
-    done = subprocess.run(command_line, capture_output=True, text=True, env=environ)
+    done = subprocess.run(call, capture_output=True, text=True, env=environ)
     assert done.returncode == 1
     assert (tmp_path / "out" / "failed.txt").read_text() == "device\n"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would measure")
-def test_gpu_benchmark_says_where_there_is_no_gpu(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", tmp_path / "x.csv"], capture_output=True, text=True,
-                          cwd=ROOT)  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr == "there is no GPU that this torch can use; nothing was measured\n"
-
-
-def test_gpu_bars_are_met_missed_or_not_measured():
-    from benchmarks import gpu
-
-    def row(layout, fraction):
-        about = {"what": "slaf", "dtype": "float32", "degree": 8, "pass": "forward", "ms": "1.0"}
-        return {**about, "layout": layout, "fraction_of_copy": str(fraction)}
-
-    def of(rows):
-        name = "forward, float32, degree 8: fraction of the copy bandwidth"
-        (found,) = [gpu.verdict(*rest) for bar, *rest in gpu.bars(rows) if bar == name]
-        return found
-
-    rows = [row(layout, 0.95) for layout in gpu.LAYOUTS]
-    assert of(rows) == "met"
-    assert of(rows[:2]) == "not measured"
-    assert of([*rows[:2], row("channels-last", 0.89)]) == "missed"
-    assert {gpu.verdict(*rest) for _, *rest in gpu.bars([])} == {"not measured"}
-    assert gpu.verdict(1.06, "<=", 1.05) == "missed"
