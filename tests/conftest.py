@@ -1,4 +1,7 @@
-"""`pytest --device cuda` runs the tests of the operators on a GPU: every tensor that they make is made there."""
+"""`pytest --device cuda` runs the tests of the operators on a GPU: every tensor that they make is made there.
+
+`pytest --device meta --collect-only` shows, without a GPU, what a test file mixes with the host when it is imported.
+"""
 
 import os
 import shutil
@@ -15,16 +18,27 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where the tests make their tensors: cpu (the default) or cuda")
+    where = "where the tests make their tensors: cpu (the default), cuda, or meta, with --collect-only"
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda", "meta"], help=where)
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "cpu(reason): of the CPU by nature, and skipped on another device")
     device = config.getoption("--device")
-    if device == "cpu":
-        return
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device is {device} and this torch can use no GPU; leave the option out")
-    torch.set_default_device(device)
+    if device == "meta" and not config.getoption("collectonly"):
+        raise pytest.UsageError("--device is meta, where nothing is computed; add --collect-only")
+    if device != "cpu":
+        torch.set_default_device(device)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") == "cpu":
+        return
+    for item in items:
+        for marker in item.iter_markers("cpu"):
+            item.add_marker(pytest.mark.skip(*marker.args))
 
 
 @pytest.fixture(scope="session")

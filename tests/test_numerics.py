@@ -108,6 +108,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.cpu("threads are the CPU's; test_cuda.py has the bits of every run")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_same_bits_for_any_number_of_threads_and_every_run(shape, dtype):
