@@ -103,6 +103,12 @@ Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t ndim,
   return Tensor(handle);
 }
 
+void check_shape(const Tensor& coeffs) {
+  if (!((coeffs.dim() == 1 || coeffs.dim() == 2) && coeffs.size(coeffs.dim() - 1) > 0 && coeffs.size(0) > 0))
+    fail("coeffs have shape ", shape_of(coeffs),
+         "; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1");
+}
+
 void check_tensors(const Tensor& x, const Tensor& coeffs) {
   const ScalarType x_type = type_of(x, "x"), coeffs_type = type_of(coeffs, "coeffs");
   if (!is_supported(x_type)) fail("x is ", name_of(x_type), "; slaf needs float16, bfloat16, float32 or float64");
@@ -111,9 +117,7 @@ void check_tensors(const Tensor& x, const Tensor& coeffs) {
          "; convert one: coeffs must have x's dtype", is_half(x_type) ? " or be float32" : "");
   if (!same_device(x, coeffs))
     fail("coeffs are on ", device_of(coeffs), " and x is on ", device_of(x), "; move one to the other's device");
-  if (!((coeffs.dim() == 1 || coeffs.dim() == 2) && coeffs.size(coeffs.dim() - 1) > 0 && coeffs.size(0) > 0))
-    fail("coeffs have shape ", shape_of(coeffs),
-         "; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1");
+  check_shape(coeffs);
 }
 
 std::vector<Row> check_recurrence(const std::vector<double>& flat, int64_t K) {
@@ -257,6 +261,25 @@ void check_statistics(const Tensor& statistics, const char* name, const Tensor& 
     fail("the ", name, " is ", name_of(type), " of shape ", shape_of(statistics), " on ", device_of(statistics),
          "; it must be what slaf_moments returns: contiguous, float64, on ", device_of(coeffs),
          ", of the shape of coeffs, ", shape_of(coeffs), ", without its first column");
+}
+
+Folding::Folding(const Tensor& coeffs_, const Tensor& mean_, const Tensor& variance_, double eps_, bool in_double)
+    : coeffs(coeffs_), eps(eps_) {
+  const ScalarType type = type_of(coeffs, "coeffs");
+  if (!is_supported(type)) fail("coeffs are ", name_of(type), "; slaf needs float16, bfloat16, float32 or float64");
+  check_shape(coeffs);
+  check_statistics(mean_, "mean", coeffs);
+  check_statistics(variance_, "variance", coeffs);
+  check_eps(eps);
+  if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
+  mean = static_cast<const double*>(mean_.const_data_ptr());
+  variance = static_cast<const double*>(variance_.const_data_ptr());
+  rounding =
+      type == ScalarType::Double ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  degree = coeffs.size(coeffs.dim() - 1) - 1;
+  groups = coeffs.numel() / (degree + 1);
+  const auto shape = coeffs.sizes();
+  folded = empty({shape.begin(), shape.end()}, coeffs, in_double ? ScalarType::Double : ScalarType::Float);
 }
 
 Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype) {

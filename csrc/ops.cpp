@@ -21,6 +21,8 @@ STABLE_TORCH_LIBRARY(slaf_ext, m) {
   m.def(
       "slaf_moments(Tensor x, Tensor coeffs, float[] recurrence, int dim, float center, float lo, float hi,"
       " int outside) -> (Tensor, Tensor)");
+  // The coefficients of the plain form with which it equals the normalised one, in float64 or float32.
+  m.def("slaf_fold(Tensor coeffs, Tensor mean, Tensor variance, float eps, bool in_double) -> Tensor");
   // The gradients of coeffs[g, 0] + sum_k coeffs[g, k] (phi_k(x) - mean_k) / sqrt(variance_k + eps).
   m.def(
       "slaf_normalized_backward(Tensor grad_output, Tensor x, Tensor coeffs, Tensor mean, Tensor variance,"

@@ -63,6 +63,18 @@ Tensor empty_statistics(const Tensor& coeffs);
 // Throws if `statistics` is no such tensor; kernels read it where it lies.
 void check_statistics(const Tensor& statistics, const char* name, const Tensor& coeffs);
 
+// The arguments of `slaf_fold`, and a place for its result.
+struct Folding {
+  // Throws std::invalid_argument, with a sentence, when anything is wrong.
+  Folding(const Tensor& coeffs, const Tensor& mean, const Tensor& variance, double eps, bool in_double);
+
+  Tensor coeffs;  // contiguous, (groups, degree + 1)
+  const double *mean, *variance;
+  double eps, rounding;  // rounding: that of the dtype computed in
+  int64_t groups, degree;
+  Tensor folded;
+};
+
 // An uninitialised contiguous tensor on the device of `like`.
 Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype);
 

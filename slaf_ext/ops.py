@@ -113,10 +113,25 @@ _apply = super(torch.autograd.Function, SlafFunction).apply
 
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised form and its statistics, :func:`reference.normalized`, fused where there is a kernel."""
-    fused = (x.is_cpu or (x.is_cuda and _has_cuda)) and spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"])
-    if not fused or _transformed() or is_compiling():
+    if spec[-1] not in (OUTSIDE["extrapolate"], OUTSIDE["clamp"]) or not _is_fused(x):
         return reference.normalized(x, coeffs, *spec, eps=eps)
     return NormalizedFunction.apply(x, coeffs, eps, *spec)
+
+
+def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """:func:`reference.fold`, fused where there is a kernel and no gradient to come, not even through a trace."""
+    recorded = torch.is_grad_enabled() and (coeffs.requires_grad or mean.requires_grad or variance.requires_grad)
+    traced = is_traced_before_autograd() or is_traced_by_jit() or _observed(mean, variance, coeffs)
+    if recorded or traced or not _is_fused(coeffs):
+        return reference.fold(coeffs, mean, variance, eps)
+    return torch.ops.slaf_ext.slaf_fold.default(
+        coeffs, mean.double().contiguous(), variance.double().contiguous(), eps, True
+    )
+
+
+def _is_fused(tensor: Tensor) -> bool:
+    """Whether the normalised form has kernels for a tensor, and nobody needs to see through them."""
+    return (tensor.is_cpu or (tensor.is_cuda and _has_cuda)) and not _transformed() and not is_compiling()
 
 
 class NormalizedFunction(torch.autograd.Function):
@@ -126,7 +141,10 @@ class NormalizedFunction(torch.autograd.Function):
     def forward(ctx, x, coeffs, eps, *spec):
         with torch._C._AutoDispatchBelowAutograd():
             mean, variance = torch.ops.slaf_ext.slaf_moments.default(x, coeffs, *spec)
-            y = expand_folded(x, reference.fold(coeffs, mean, variance, eps), variance, Spec(*spec))
+            wide = x.double() if is_beyond_float32(x, variance) else x
+            in_double = wide.dtype == torch.float64
+            folded = torch.ops.slaf_ext.slaf_fold.default(coeffs, mean, variance, eps, in_double)
+            y = _forward(wide, folded, Spec(*spec)).to(x.dtype)
         ctx.save_for_backward(x, coeffs, mean, variance)
         ctx.eps, ctx.spec = eps, spec
         ctx.mark_non_differentiable(mean, variance)
@@ -155,13 +173,6 @@ def is_beyond_float32(x: Tensor, variance: Tensor) -> bool:
     or break a trace."""
     asked = x.is_cpu and x.dtype != torch.float64 and not is_compiling() and not _transformed()
     return asked and torch._C._len_torch_dispatch_stack() == 0 and bool((variance > LARGE_VARIANCE).any())
-
-
-def expand_folded(x: Tensor, folded: Tensor, variance: Tensor, spec: Spec) -> Tensor:
-    """S(x, a) for a = folded, in float64, of the size of 1 / sqrt(variance)."""
-    if is_beyond_float32(x, variance):
-        return slaf(x.double(), folded, spec).to(x.dtype)
-    return slaf(x, folded.to(torch.promote_types(x.dtype, torch.float32)), spec)
 
 
 class SlafBackwardFunction(torch.autograd.Function):
@@ -309,6 +320,21 @@ def _fake_slaf_moments(x, coeffs, *spec):
     return statistics, torch.empty_like(statistics)
 
 
+def _fake_slaf_fold(coeffs, mean, variance, eps, in_double):
+    reference.check_floating(coeffs, "coeffs")
+    reference.check_shape(coeffs)
+    sizes = (*coeffs.shape[:-1], coeffs.shape[-1] - 1)
+    for name, statistics in (("mean", mean), ("variance", variance)):
+        if statistics.dtype != torch.float64 or statistics.shape != sizes or statistics.device != coeffs.device:
+            raise ValueError(
+                f"the {name} is {str(statistics.dtype).removeprefix('torch.')} of shape {tuple(statistics.shape)} on "
+                f"{statistics.device}; it must be what slaf_moments returns: contiguous, float64, on {coeffs.device}, "
+                f"of the shape of coeffs, {tuple(coeffs.shape)}, without its first column"
+            )
+    reference.check_eps(eps)
+    return coeffs.new_empty(coeffs.shape, dtype=torch.float64 if in_double else torch.float32)
+
+
 def _fake_slaf_normalized_backward(grad_output, x, coeffs, mean, variance, *spec_and_rest):
     *spec, _eps, need_x = spec_and_rest
     _check(x, coeffs, *spec, grad_output=grad_output, mean=mean, variance=variance)
@@ -335,6 +361,7 @@ def _unserved(names: Sequence[str], *arguments):
 
 
 torch.library.register_fake("slaf_ext::slaf_moments", _fake_slaf_moments)
+torch.library.register_fake("slaf_ext::slaf_fold", _fake_slaf_fold)
 torch.library.register_fake("slaf_ext::slaf_normalized_backward", _fake_slaf_normalized_backward)
 for _prefix in ("", "_"):
     torch.library.register_fake(f"slaf_ext::{_prefix}slaf", _fake_slaf)
@@ -345,7 +372,10 @@ _library.impl("slaf", _differentiable_slaf, "Autograd")
 _library.impl("slaf_backward", _differentiable_slaf_backward, "Autograd")
 for _name in ("_slaf", "_slaf_backward"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-for _name in ("slaf", "_slaf", "slaf_backward", "_slaf_backward", "slaf_moments", "slaf_normalized_backward"):
+for _name in (
+    *("slaf", "_slaf", "slaf_backward", "_slaf_backward"),
+    *("slaf_moments", "slaf_fold", "slaf_normalized_backward"),
+):
     _names = [argument.name for argument in getattr(torch.ops.slaf_ext, _name).default._schema.arguments]
     for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"):
         _library.impl(_name, functools.partial(_unserved, _names), _key)

@@ -441,6 +441,30 @@ def test_normalized_same_bits(plain):
 
 def test_sanitized_random(sanitized):
     run_and_check(sanitized, [case for seed in range(200, 220) for case in both(*draw(seed, degrees=13))])
+def run_and_check_fold(emulator: Emulator):
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for (groups, degree), dtype in itertools.product(((1, 0), (1, 5), (3, 1), (5, 40), (9, 33)), dtypes):
+        coeffs = torch.randn(groups, degree + 1).to(dtype)
+        mean, variance = (torch.randn(groups, degree, dtype=torch.float64).exp() for _ in range(2))
+        # Constant, too large, in no number, and huge.
+        for k, (mean_k, variance_k) in enumerate(((7.0, 0.0), (1.0, torch.inf), (1.0, torch.nan), (1e150, 1e300))):
+            if k < degree:
+                mean[k % groups, k], variance[k % groups, k] = mean_k, variance_k
+        wanted = reference.fold(coeffs, mean, variance, EPS)
+        for in_double, threads in ((True, 64), (False, 32)):
+            launches, folded = emulator.fold(coeffs, mean, variance, EPS, in_double, threads)
+            assert launches == 1
+            rounding = 1e-14 if in_double else 1e-6
+            torch.testing.assert_close(folded, wanted.to(folded.dtype), rtol=rounding, atol=rounding, equal_nan=True)
+
+
+def test_fold(plain):
+    """Every group has a warp, whose lanes share its degrees; the last block has warps without a group."""
+    run_and_check_fold(plain)
+
+
+def test_sanitized_fold(sanitized):
+    run_and_check_fold(sanitized)
 
 
 def test_sanitized_normalized(sanitized):

@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from slaf_ext import SLAF, bases, ops, reference
 from slaf_ext.functional import normalized_slaf
 from slaf_ext.series import to_numpy
+
+slaf_fold = torch.ops.slaf_ext.slaf_fold
 
 
 def twin(x, coeffs, basis, dim=1, domain=None, eps=1e-5):
@@ -341,9 +344,11 @@ def test_an_eps_that_is_none_gets_a_sentence(eps):
     mean, variance = torch.ops.slaf_ext.slaf_moments(x, coeffs, *spec)
     calls = [lambda: SLAF(2, normalize=True, eps=eps), lambda: normalized_slaf(x, coeffs, eps=eps)]
     if isinstance(eps, float):
-        calls.append(
-            lambda: torch.ops.slaf_ext.slaf_normalized_backward(x, x, coeffs, mean, variance, *spec, eps, True)
-        )
+        calls += [
+            lambda: torch.ops.slaf_ext.slaf_normalized_backward(x, x, coeffs, mean, variance, *spec, eps, True),
+            lambda: slaf_fold(coeffs, mean, variance, eps, True),
+            lambda: slaf_fold(*(t.to("meta") for t in (coeffs, mean, variance)), eps, True),
+        ]
     for call in calls:
         with pytest.raises(ValueError, match=r"eps is .*; it must be a finite number greater than 0"):
             call()
@@ -528,6 +533,114 @@ def test_statistics_that_are_none_get_a_sentence(spoil):
     empty = x[:0]
     with pytest.raises(ValueError, match="no elements"):
         torch.ops.slaf_ext.slaf_normalized_backward(empty, empty, coeffs, mean, variance, *spec, 1e-5, True)
+
+
+def statistics_of(coeffs, seed=0):
+    """A mean and a variance that could be those of slaf_moments."""
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    shape = (*coeffs.shape[:-1], coeffs.shape[-1] - 1)
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).exp() for _ in range(2))
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 3, 64])
+@pytest.mark.parametrize("degree", [0, 1, 5, 40])
+def test_folding_is_the_formula(degree, groups, dtype):
+    _, coeffs = case((1,), groups, degree, dtype)
+    mean, variance = statistics_of(coeffs)
+    folded = slaf_fold(coeffs, mean, variance, 1e-3, True)
+    assert folded.dtype == torch.float64
+    assert folded.is_contiguous()
+    torch.testing.assert_close(folded, reference.fold(coeffs, mean, variance, 1e-3), rtol=1e-14, atol=1e-14)
+    wide, mu, v = (t.numpy(force=True) for t in (coeffs.double(), mean, variance))
+    weights = wide[..., 1:] / np.sqrt(v + 1e-3)
+    exact = np.concatenate([wide[..., :1] - (weights * mu).sum(-1, keepdims=True), weights], -1)
+    np.testing.assert_allclose(folded.numpy(force=True), exact, rtol=1e-13, atol=1e-13)
+    narrow = slaf_fold(coeffs, mean, variance, 1e-3, False)
+    torch.testing.assert_close(narrow, folded.float(), rtol=0, atol=0)
+    # Rows that do not lie one after another in memory.
+    transposed = coeffs.t().contiguous().t() if groups > 1 else coeffs.repeat_interleave(2)[::2]
+    torch.testing.assert_close(slaf_fold(transposed, mean, variance, 1e-3, True), folded, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=str)
+def test_folding_where_statistics_are_not_ordinary(dtype):
+    inf, nan = torch.inf, torch.nan
+    mean = torch.tensor([[5.0, 5.0, 0.0, 1e150, 1e200, -1e14, 1.0, 1.0, inf]], dtype=torch.float64)
+    variance = torch.tensor([[0.0, 1e-13, 0.0, 1e300, 1.7e308, 1e12, inf, nan, inf]], dtype=torch.float64)
+    for k in range(mean.shape[1]):
+        coeffs = torch.tensor([[0.5, 2.0]], dtype=dtype)
+        statistics = mean[:, k : k + 1].contiguous(), variance[:, k : k + 1].contiguous()
+        wanted = reference.fold(coeffs, *statistics, 1e-5)
+        for in_double in (True, False):
+            folded = slaf_fold(coeffs, *statistics, 1e-5, in_double)
+            torch.testing.assert_close(folded, wanted.to(folded.dtype), rtol=1e-6, atol=0, equal_nan=True)
+    # One such term spoils its own group alone.
+    coeffs = torch.ones(2, 10, dtype=dtype)
+    mean, variance = torch.cat([mean, torch.ones_like(mean)]), torch.cat([variance, torch.ones_like(variance)])
+    folded = slaf_fold(coeffs, mean, variance, 1e-5, True)
+    torch.testing.assert_close(folded, reference.fold(coeffs, mean, variance, 1e-5), equal_nan=True)
+    assert folded[0].isnan().tolist() == [True, *[False] * 6, True, True, False]
+    assert folded[1].isfinite().all()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_folding_as_pytorch_sees_it(groups):
+    _, coeffs = case((1,), groups, 4, torch.float32)
+    for in_double in (True, False):
+        arguments = (coeffs, *statistics_of(coeffs), 1e-5, in_double)
+        torch.library.opcheck(slaf_fold.default, arguments)
+        torch.library.opcheck(slaf_fold.default, (coeffs[..., ::2], *statistics_of(coeffs[..., ::2]), 1e-5, in_double))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"coeffs": torch.Tensor.long}, "coeffs (are|is) int64; slaf needs float16, bfloat16, float32 or float64"),
+        ({"coeffs": lambda t: t[None]}, r"coeffs have shape \(1, 3, 3\); they must be \(K,\) or \(G, K\)"),
+        ({"coeffs": lambda t: t[:0]}, r"coeffs have shape \(0, 3\); they must be"),
+        ({"mean": torch.Tensor.float}, r"the mean is float32 of shape \(3, 2\) on .*; it must be what slaf_moments"),
+        ({"variance": lambda t: t[:2]}, r"the variance is float64 of shape \(2, 2\) on .*, without its first column"),
+        ({"variance": lambda t: t[0]}, r"the variance is float64 of shape \(2,\)"),
+        ({"coeffs": lambda t: t[0]}, r"the mean is .* of the shape of coeffs, \(3,\), without"),
+    ],
+)
+def test_what_cannot_be_folded_gets_a_sentence(change, sentence):
+    _, coeffs = case((1,), 3, 2, torch.float32)
+    arguments = dict(zip(("coeffs", "mean", "variance"), (coeffs, *statistics_of(coeffs)), strict=True))
+    arguments |= {name: spoil(arguments[name]) for name, spoil in change.items()}
+    for device in (coeffs.device, "meta"):
+        with pytest.raises(ValueError, match=sentence):
+            slaf_fold(*(t.to(device) for t in arguments.values()), 1e-5, True)
+
+
+def test_statistics_on_another_device_are_not_folded():
+    _, coeffs = case((1,), 3, 2, torch.float32)
+    mean, variance = statistics_of(coeffs)
+    for statistics, name in (((mean.to("meta"), variance), "mean"), ((mean, variance.to("meta")), "variance")):
+        with pytest.raises(ValueError, match=rf"the {name} is .* on meta; it must be what slaf_moments returns"):
+            slaf_fold(coeffs, *statistics, 1e-5, True)
+
+
+def test_evaluation_folds_by_the_kernel_where_nothing_is_differentiated(monkeypatch):
+    f = SLAF(3, 2, normalize=True)
+    f(torch.randn(50, 2))
+    f.eval()
+    x = torch.randn(5, 2)
+    expected = f(x)
+    traced = make_fx(f)(x)
+    with torch.no_grad():
+        traced_without = make_fx(f)(x)
+    for graph in (traced, traced_without):
+        assert not any("slaf_fold" in str(node.target) for node in graph.graph.nodes)
+    monkeypatch.setattr(reference, "fold", None)
+    with torch.no_grad():
+        torch.testing.assert_close(f(x), expected)
+        assert f(x.requires_grad_()).requires_grad is False
+    frozen = f.requires_grad_(False)(x)
+    torch.testing.assert_close(frozen, expected)
+    (dx,) = torch.autograd.grad(frozen.sum(), x)
+    assert dx.abs().sum() > 0
 
 
 def test_coefficients_that_depend_on_x():

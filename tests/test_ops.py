@@ -154,8 +154,16 @@ def test_layouts_without_strides(layout):
             lambda: OPS.slaf_backward(x, X, A, *arguments, True, True),
             lambda: OPS.slaf_normalized_backward(x, X, A, statistics, statistics, *arguments, 1e-5, True),
         ],
-        "coeffs": [lambda: slaf_ext.slaf(X, x), lambda: normalized_slaf(X, x), lambda: OPS.slaf(X, x, *arguments)],
-        "mean": [lambda: OPS.slaf_normalized_backward(X, X, A, x, statistics, *arguments, 1e-5, True)],
+        "coeffs": [
+            lambda: slaf_ext.slaf(X, x),
+            lambda: normalized_slaf(X, x),
+            lambda: OPS.slaf(X, x, *arguments),
+            lambda: OPS.slaf_fold(x, statistics, statistics, 1e-5, True),
+        ],
+        "mean": [
+            lambda: OPS.slaf_normalized_backward(X, X, A, x, statistics, *arguments, 1e-5, True),
+            lambda: OPS.slaf_fold(A, x, statistics, 1e-5, True),
+        ],
     }
     for name, group in calls.items():
         for call in group:
@@ -208,6 +216,8 @@ def test_dtypes_that_are_not_served(name):
         lambda: OPS.slaf_backward(x, X, A, *arguments, True, True),
         lambda: OPS.slaf_moments(x, A, *arguments),
         lambda: OPS.slaf_normalized_backward(X, X, A, x, statistics, *arguments, 1e-5, True),
+        lambda: OPS.slaf_fold(x.view(-1), statistics, statistics, 1e-5, True),
+        lambda: OPS.slaf_fold(A, x, statistics, 1e-5, True),
     ):
         with pytest.raises(ValueError, match=r"(x|coeffs|grad_output|the spec|mean) (is|are|has) "):
             call()
@@ -224,6 +234,9 @@ def test_none_in_place_of_a_tensor():
         lambda: OPS.slaf_normalized_backward(None, X, A, statistics, statistics, *arguments, 1e-5, True),
         lambda: OPS.slaf_normalized_backward(X, X, A, None, statistics, *arguments, 1e-5, True),
         lambda: OPS.slaf_normalized_backward(X, X, A, statistics, None, *arguments, 1e-5, True),
+        lambda: OPS.slaf_fold(None, statistics, statistics, 1e-5, True),
+        lambda: OPS.slaf_fold(A, None, statistics, 1e-5, True),
+        lambda: OPS.slaf_fold(A, statistics, None, 1e-5, True),
     ):
         with pytest.raises(ValueError, match=r"(x|coeffs|grad_output|the spec|mean|variance) is None; it must be"):
             call()
@@ -453,6 +466,6 @@ def test_every_operator_has_an_answer_on_every_backend(key):
     """A kernel, or the sentence that says there is none: no tensor must meet the dispatcher's own words."""
     names = torch._C._dispatch_get_all_op_names()
     with_kernels = [n for n in names if n.startswith("slaf_ext::") and has_kernel(n, "CPU")]
-    assert len(with_kernels) == 6
+    assert len(with_kernels) == 7
     for name in with_kernels:
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key), name

@@ -5,6 +5,7 @@
 #include <memory>
 #include <numeric>
 
+#include "../fold.h"
 #include "../ops.h"
 #include "isa.h"
 #include "kernels.h"
@@ -427,6 +428,20 @@ std::tuple<Tensor, Tensor> slaf_moments(const Tensor& x, const Tensor& coeffs, c
   return {mean, variance};
 }
 
+Tensor slaf_fold(const Tensor& coeffs, const Tensor& mean, const Tensor& variance, double eps, bool in_double) {
+  const Folding a(coeffs, mean, variance, eps, in_double);
+  Table table = read_coeffs(a.coeffs, a.groups);
+  for (int64_t k = 1; k <= a.degree; ++k) {
+    for (int64_t g = 0; g < a.groups; ++g) {
+      const int64_t i = g * a.degree + k - 1;
+      table[k][g] = folded(table[k][g], a.mean[i], a.variance[i], a.eps, a.rounding);
+      table[0][g] -= table[k][g] * a.mean[i];
+    }
+  }
+  write_coeffs(table, a.folded);
+  return a.folded;
+}
+
 // From such a variance on, float32 does not hold what goes with its inverse.
 constexpr double large_variance = 0x1p80;
 
@@ -495,5 +510,6 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CPU, m) {
   slaf_ext::PlainForm<&slaf_ext::cpu::slaf, &slaf_ext::cpu::slaf_backward>::register_in(m);
   m.impl("slaf_moments", TORCH_BOX(&slaf_ext::cpu::slaf_moments));
+  m.impl("slaf_fold", TORCH_BOX(&slaf_ext::cpu::slaf_fold));
   m.impl("slaf_normalized_backward", TORCH_BOX(&slaf_ext::cpu::slaf_normalized_backward));
 }

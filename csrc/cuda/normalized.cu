@@ -1,4 +1,6 @@
 // The operators on CUDA devices: the normalised form.
+#include "normalized.h"
+
 #include "stream.h"
 #include "units.h"
 
@@ -45,10 +47,21 @@ std::tuple<Tensor, Tensor> slaf_normalized_backward(const Tensor& grad_output, c
   return {dx, dcoeffs};
 }
 
+Tensor slaf_fold(const Tensor& coeffs, const Tensor& mean, const Tensor& variance, double eps, bool in_double) {
+  const Folding a(coeffs, mean, variance, eps, in_double);
+  CurrentStream device(a.coeffs);
+  const Storage type = storage_of(a.coeffs.scalar_type());
+  const Fold f{a.coeffs.const_data_ptr(), type, a.mean, a.variance, a.eps, a.rounding, a.groups, a.degree};
+  void* const to = a.folded.mutable_data_ptr();
+  in_double ? launch_fold(f, static_cast<double*>(to), device) : launch_fold(f, static_cast<float*>(to), device);
+  return a.folded;
+}
+
 }  // namespace
 }  // namespace slaf_ext::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(slaf_ext, CUDA, m) {
   m.impl("slaf_moments", TORCH_BOX(&slaf_ext::cuda::slaf_moments));
+  m.impl("slaf_fold", TORCH_BOX(&slaf_ext::cuda::slaf_fold));
   m.impl("slaf_normalized_backward", TORCH_BOX(&slaf_ext::cuda::slaf_normalized_backward));
 }

@@ -14,6 +14,7 @@
 // two, which rounds nothing, and factors are of the size of 1 / s_k.
 #pragma once
 
+#include "../fold.h"
 #include "long.cuh"
 
 namespace slaf_ext::cuda {
@@ -382,6 +383,33 @@ __global__ void __launch_bounds__(max_adders) finish_gradient(const __grid_const
   factors[k] = static_cast<T>(scale * weight);
   factors[K + k] = static_cast<T>(-total / f.members - v * mean);
   factors[2 * K + k] = static_cast<T>(scale * v);
+}
+
+// The coefficients of the normalised form, to be folded into those of the plain one: fold.h.
+struct Fold {
+  const void* coeffs;
+  Storage coeffs_type;
+  const double *mean, *variance;
+  double eps, rounding;
+  int64_t groups, degree;
+};
+
+// A warp serves a group.
+template <typename T>
+__global__ void __launch_bounds__(max_threads) fold(const __grid_constant__ Fold f, T* to) {
+  const int64_t group = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) / 32;
+  if (group >= f.groups) return;
+  const int64_t lane = threadIdx.x % 32, first = group * (f.degree + 1);
+  double sum = 0;
+  for (int64_t k = 1 + lane; k <= f.degree; k += 32) {
+    const int64_t i = group * f.degree + k - 1;
+    const double coeff = read(f.coeffs, f.coeffs_type, first + k);
+    const double a = folded(coeff, f.mean[i], f.variance[i], f.eps, f.rounding);
+    to[first + k] = static_cast<T>(a);
+    sum += a * f.mean[i];
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) to[first] = static_cast<T>(read(f.coeffs, f.coeffs_type, first) - sum);
 }
 
 }  // namespace slaf_ext::cuda

@@ -1,4 +1,4 @@
-// The normalised form on the GPU, free of torch: moments in two launches, gradients in three.
+// The normalised form on the GPU, free of torch: moments in two launches, folding in one, gradients in three.
 #pragma once
 
 #include "launch.h"
@@ -147,6 +147,12 @@ void launch_walked_backward(const Problem& p, Device& device) {
   Problem sums = p;
   sums.out = nullptr;
   launch_plain<S, Kernels>(sums, device);
+}
+
+// Writes the coefficients of the plain form, in float64 or float32.
+template <typename T, typename Device>
+void launch_fold(const Fold& f, T* to, Device& device) {
+  device.launch(fold<T>, ceil_div(f.groups, device.threads() / 32), device.threads(), 0, f, to);
 }
 
 }  // namespace slaf_ext::cuda

@@ -26,7 +26,7 @@ SANITIZERS = {
 
 
 # What main.cpp is asked for.
-PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD, WALKED_BACKWARD = range(5)
+PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD, WALKED_BACKWARD, FOLD = range(6)
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,17 @@ class Emulator:
             for case, (mean, variance) in zip(cases, statistics, strict=True)
         ]
         return self._results(b"".join(requests), cases)
+
+    def fold(
+        self, coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float, in_double: bool, threads: int = 64
+    ) -> tuple[int, Tensor]:
+        """The launches and the result of slaf_fold."""
+        groups, K = coeffs.shape
+        rounding = torch.finfo(torch.promote_types(coeffs.dtype, torch.float32)).eps
+        header = struct.pack("=6q2d", FOLD, STORAGE[coeffs.dtype], groups, K - 1, in_double, threads, eps, rounding)
+        answer = io.BytesIO(self.talk(header + raw(coeffs) + raw(mean) + raw(variance)))
+        (launches,) = struct.unpack("=q", answer.read(8))
+        return launches, unraw(answer, torch.float64 if in_double else torch.float32, coeffs.shape)
 
     def _results(self, request: bytes, cases: list[Case]) -> list[Result]:
         answer, results = io.BytesIO(self.talk(request)), []

@@ -186,6 +186,27 @@ void run_normalized_backward() {
   input.put_gradients();
 }
 
+void run_fold() {
+  int64_t coeffs_storage, groups, degree, in_double, threads;
+  for (int64_t* t : {&coeffs_storage, &groups, &degree, &in_double, &threads}) get(t, 1);
+  double eps, rounding;
+  for (double* t : {&eps, &rounding}) get(t, 1);
+  const auto type = static_cast<Storage>(coeffs_storage);
+  const int64_t numbers = groups * (degree + 1), coeffs_bytes = numbers * size_of(type);
+  const int64_t statistics_bytes = groups * degree * 8, bytes = numbers * (in_double ? 8 : 4);
+  const Memory coeffs(coeffs_bytes), mean(statistics_bytes), variance(statistics_bytes), folded(bytes);
+  get(static_cast<char*>(coeffs.get()), coeffs_bytes);
+  get(static_cast<char*>(mean.get()), statistics_bytes);
+  get(static_cast<char*>(variance.get()), statistics_bytes);
+  Emulator device{1, static_cast<int>(threads), 0, {}};
+  const auto statistic = [](const Memory& m) { return static_cast<const double*>(m.get()); };
+  const Fold f{coeffs.get(), type, statistic(mean), statistic(variance), eps, rounding, groups, degree};
+  in_double ? launch_fold(f, static_cast<double*>(folded.get()), device)
+            : launch_fold(f, static_cast<float*>(folded.get()), device);
+  put(&device.launches, 1);
+  put(static_cast<const char*>(folded.get()), bytes);
+}
+
 // Follows the threads of a few blocks through a layout too large to fill, the last element's among them, and compares
 // the places that they visit with those that division gives. Counts those that differ, and finds the farthest.
 template <Reading reading>
@@ -231,7 +252,7 @@ void follow() {
 }  // namespace
 
 int main() {
-  void (*const tasks[])() = {run_plain, follow, run_moments, run_normalized_backward, run_walked_backward};
+  void (*const tasks[])() = {run_plain, follow, run_moments, run_normalized_backward, run_walked_backward, run_fold};
   int64_t what;
   while (std::fread(&what, sizeof(what), 1, stdin) == 1) {
     tasks[what]();
