@@ -215,6 +215,17 @@ def test_special_numbers(plain):
             torch.testing.assert_close(result.out, cpu(one)[0], equal_nan=True)
 
 
+def test_highest_term_that_overflows(plain):
+    """dx has no phi_degree, which may be infinite where dx is not."""
+    for degree, layout in itertools.product((2, 3, 4, 8, 12, 15), ("shared", "columns")):
+        case, grad_output = make(LAYOUTS[layout], degree, "monomial")
+        backward = replace(case, x=1.1 * 2 ** (128 / degree) * torch.ones_like(case.x), grad_output=grad_output)
+        (result,) = plain.run([backward])
+        wanted = cpu(backward)[0]
+        assert wanted.isfinite().all() and wanted.abs().max() > 1e17
+        torch.testing.assert_close(result.out, wanted, rtol=1e-5, atol=0)
+
+
 def test_same_bits(plain):
     case, grad_output = make((5, 3, 49), 8, multiprocessors=2)
     cases = [replace(case, grad_output=grad_output)] * 3
