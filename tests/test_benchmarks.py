@@ -1341,35 +1341,3 @@ def test_the_block_says_whether_a_gpu_was_measured(tmp_path, presets):
         "an invented card",
     ):
         assert (said in block) is has_gpu
-
-
-def test_gpu_script_runs_every_step_and_keeps_its_output(tmp_path):
-    """With tools that print how they were called."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("python3", "nvidia-smi", "compute-sanitizer", "ncu"):
-        (tools / name).write_text('#!/bin/sh\necho "$(basename $0) $*"\n')
-        (tools / name).chmod(0o755)
-    script = ROOT / "benchmarks" / "gpu.sh"
-    call = [script, tmp_path / "out"]
-    environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-    done = subprocess.run(call, capture_output=True, text=True, env=environ)
-    assert (done.returncode, done.stderr) == (0, "")
-    printed = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
-    steps = ["build", "facts", "device", "suite", "tests", "memcheck", "racecheck", "benchmark", "networks"]
-    steps += ["profile"]
-    assert sorted(printed) == sorted(steps)
-    assert sorted(done.stdout.splitlines()) == sorted(f"{step}: ok" for step in steps)
-    for mentioned in re.findall(r"tests/\w+\.py", " ".join(printed.values())):
-        assert (ROOT / mentioned).is_file()
-    for step, preset in (("benchmark", "gpu"), ("networks", "gpu-networks"), ("profile", "gpu")):
-        arguments = printed[step].split(" -m benchmarks ")[1].split()
-        options = command.parser().parse_args(arguments)  # exits, if it cannot be followed
-        assert (options.preset, options.profile) == (preset, step == "profile")
-    limits = [int(limit) for limit in re.findall(r"^ *step [\w$\"]+ (\d+)", script.read_text(), re.MULTILINE)]
-    assert len(limits) == 9
-    assert sum(limits) + 25 - 115 <= 10 * 60  # one line is for two sanitizers, and two steps share their time
-    (tools / "nvidia-smi").write_text("#!/bin/sh\nexit 3\n")
-    done = subprocess.run(call, capture_output=True, text=True, env=environ)
-    assert done.returncode == 1
-    assert (tmp_path / "out" / "failed.txt").read_text() == "device\n"

@@ -117,10 +117,10 @@ def no_synchronisation():
 def test_stream_and_no_synchronisation():
     stream = torch.cuda.Stream()
     x, coeffs = torch.randn(1 << 20, device="cuda"), torch.randn(4, device="cuda", requires_grad=True)
-    expected = slaf_ext.slaf(x, coeffs)
+    expected = slaf_ext.slaf(x, coeffs.detach())  # autograd ties a leaf to the stream that first uses it
     torch.cuda.synchronize()
     with no_synchronisation(), torch.cuda.stream(stream):
-        torch.cuda._sleep(10_000_000)
+        torch.cuda._sleep(1_000_000_000)  # half a second, for other processes may keep the host busy
         y = slaf_ext.slaf(x, coeffs)
         y.backward(y.detach())
         assert not stream.query()
@@ -129,7 +129,7 @@ def test_stream_and_no_synchronisation():
 
 
 def leaves_of(*tensors):
-    """The same memory as leaves of their own: autograd ties a leaf to the stream that first used it."""
+    """The same memory as leaves of their own, which no stream has used."""
     return tuple(t.detach().requires_grad_() for t in tensors)
 
 
