@@ -72,7 +72,7 @@ struct Place {
     if constexpr (reading == Reading::columns) return i * static_cast<uint32_t>(partition.pitch);
     return i + partition.run.quotient(i) * partition.carry;
   }
-  // Whether this is the block that takes the elements behind the last whole item.
+  // Whether this is the block that takes the remainder.
   __device__ __forceinline__ bool is_last() const { return cell + 1 == partition.cells; }
 
   const Partition& partition;
@@ -80,14 +80,14 @@ struct Place {
   uint32_t first, stride, count, local, cell;
 };
 
-// What lies in shared memory is read again after this, and not kept in registers.
+// After this, what lies in shared memory is read again instead of being kept in registers.
 __device__ __forceinline__ void forget_shared() {
 #ifdef __CUDA_ARCH__
   asm volatile("" ::: "memory");
 #endif
 }
 
-// A pointer that stays one: the compiler would keep its parts, and add them up again for every item.
+// Keeps a pointer in registers. The compiler would keep its parts, and add them up again for every item.
 template <typename T>
 __device__ __forceinline__ T* whole(T* pointer) {
 #ifdef __CUDA_ARCH__
@@ -135,7 +135,7 @@ struct Elements {
       if (is_there[u] && writes) out[place(u)] = Items::narrow(result);
     }
   }
-  // The same for the elements behind the last whole item.
+  // The same for the remainder, the elements after the last whole item.
   template <typename F>
   __device__ __forceinline__ void map_ragged(bool writes, const F& f) {
     if constexpr (!Form::has_columns && width > 1) {
@@ -150,8 +150,8 @@ struct Elements {
     }
   }
 
-  // Beyond the thread's share lie zeros, which add nothing to its sums, but behind the first item: no turn starts
-  // there.
+  // Items beyond the thread's share are zeros, which add nothing to its sums. The first of a turn needs none: a turn
+  // that begins beyond the share is not computed.
   __device__ __forceinline__ void read(uint32_t first) {
     i = first;
 #pragma unroll
@@ -165,7 +165,7 @@ struct Elements {
       if constexpr (has_grad) grad_items[u] = grad_output[place(u)];
     }
   }
-  // Where an item lies. That of columns is cheaper made again than kept in a register.
+  // Where an item lies. For columns, to compute it again is cheaper than a register.
   __device__ __forceinline__ uint32_t place(int u) const {
     if constexpr (Form::has_columns) return at.offset(i + u * at.stride);
     return offset[u];

@@ -129,15 +129,16 @@ struct NormalizedForm : Form<Walk::general, pass_ != Pass::moments, true, readin
 };
 
 // Items that a thread reads in one turn, and blocks that a multiprocessor's registers are to hold at once.
-template <typename Form, typename S>
-inline constexpr int normalized_unroll = Form::width == 1    ? 4
-                                         : Form::has_columns ? 2
-                                                             : 1;
+template <typename Form, int highest>
+inline constexpr int normalized_unroll = [] {
+  if (Form::width == 1) return 4;
+  return Form::has_columns || (Form::pass == Pass::moments && highest <= 8) ? 2 : 1;
+}();
 
 template <typename Form, typename S, int highest>
 inline constexpr int normalized_blocks = [] {
   constexpr int words = sizeof(compute_t<S>) / 4, sums = (highest + 1) * Form::lanes * words;
-  constexpr int items = normalized_unroll<Form, S> * Form::width * sizeof(S) / 4 * 2;
+  constexpr int items = normalized_unroll<Form, highest> * Form::width * sizeof(S) / 4 * 2;
   const int walk = (Form::pass != Pass::normalized_gradient ? 52
                     : Form::has_columns                     ? 66
                                                             : 56) *
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
   const Sweep<S>& s = args.sweep;
   const Rows<T> table{args.a, args.b, args.c};
   const int K = s.degree + 1, rows = s.rows;
-  Elements<Form, Form::is_backward, normalized_unroll<Form, S>, highest, S> elements(s);
+  Elements<Form, Form::is_backward, normalized_unroll<Form, highest>, highest, S> elements(s);
   const Block<Form, T> block(s.partition, elements.at, rows);
   const auto store = [&](int row, int local, T total) { block.store(s.partials, row, elements.at.cell, local, total); };
 

@@ -16,6 +16,14 @@ struct NormalizedDegrees {
 // Of a thread: they bound what an unlucky sample costs a variance, see normalized.cuh.
 constexpr int normalized_turns = 64;
 
+// As `waves` of the plain form, but a block of `moments` begins with a sample, and ends with four rows of sums.
+template <typename Form, typename S>
+inline constexpr int normalized_waves = [] {
+  if (Form::pass == Pass::normalized_gradient) return Form::has_columns && sizeof(S) == 2 ? 2 : 16;
+  if (Form::has_columns) return 1;
+  return Form::pass == Pass::moments ? 2 : 4;
+}();
+
 inline double members_of(const Problem& p) { return static_cast<double>(p.layout.outer * p.layout.inner); }
 
 inline std::vector<double> inverse_scales(const Recurrence& r) {
@@ -42,8 +50,13 @@ Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p) 
     if constexpr ((family == Family::single) == (width == 1)) {
       using Form = NormalizedForm<pass, reading.value, width>;
       if (!fits<S>(p, reading.value, width)) return;
-      kernel = {normalized_sweep<Form, Range, S>,    Form::walk,    Form::reading, width, normalized_unroll<Form, S>,
-                normalized_blocks<Form, S, highest>, waves<Form, S>};
+      kernel = {normalized_sweep<Form, Range, S>,
+                Form::walk,
+                Form::reading,
+                width,
+                normalized_unroll<Form, highest>,
+                normalized_blocks<Form, S, highest>,
+                normalized_waves<Form, S>};
     }
   });
   return kernel;

@@ -36,15 +36,15 @@ struct Divisor {
 struct Partition {
   int threads;             // of a block
   uint32_t pieces, cells;  // blocks for different columns, and for the same
-  int64_t columns, inner;  // the rows of coefficients that blocks tell apart, and those of them that a group has
-  int64_t length, outer;   // items of a run, and runs; of columns, rows and 1
-  uint32_t share, parts;   // items that a block takes of a group, or of a column; blocks that share a run
-  uint32_t runs;           // of a block
-  Divisor run;             // divides by `length`
+  int64_t columns, inner;  // in all, and of a group; where runs are read, the groups, and 1
+  int64_t length, outer;   // items of a run, and runs of a group; of columns, rows, and 1
+  uint32_t share, parts;   // items of a block, from each column or from its group; blocks that share a run
+  uint32_t runs;           // whole runs of a block, where parts is 1
+  Divisor run;             // by `length`
   uint32_t carry;          // items between two runs of a group
-  uint32_t across, down;   // of columns: threads side by side, and rows of them
-  int64_t pitch;           // and items of a row
-  int ragged;              // elements behind the last whole item
+  uint32_t across, down;   // of columns: threads side by side, and rows of threads
+  int64_t pitch;           // of columns: items of a row
+  int ragged;              // elements of the remainder, after the last whole item
 
   int64_t blocks() const { return int64_t{pieces} * cells; }
 };
