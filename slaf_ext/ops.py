@@ -124,9 +124,9 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     traced = is_traced_before_autograd() or is_traced_by_jit() or _observed(mean, variance, coeffs)
     if recorded or traced or not _is_fused(coeffs):
         return reference.fold(coeffs, mean, variance, eps)
-    return torch.ops.slaf_ext.slaf_fold.default(
-        coeffs, mean.double().contiguous(), variance.double().contiguous(), eps, True
-    )
+    # A module's statistics are what its user made of them.
+    mean, variance = mean.double().contiguous(), variance.double().contiguous()
+    return torch.ops.slaf_ext.slaf_fold.default(coeffs, mean, variance, eps, True)
 
 
 def _is_fused(tensor: Tensor) -> bool:
