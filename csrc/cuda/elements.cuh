@@ -11,8 +11,6 @@ namespace slaf_ext::cuda {
 
 enum class Edge : int { extrapolate, zero, clamp, linear };
 
-constexpr int max_threads = 256;
-
 // What a kernel is compiled for.
 template <Walk walk_, bool is_backward_, bool has_edges_, Reading reading_, int width_>
 struct Form {
@@ -97,9 +95,10 @@ __device__ __forceinline__ T* whole(T* pointer) {
 }
 
 // A thread's elements: it reads `unroll` items in a turn, before it uses the first.
-template <typename Form, bool has_grad, int unroll, int highest, typename S>
+template <typename Form, int unroll, int highest, typename S>
 struct Elements {
   using T = compute_t<S>;
+  static constexpr bool has_grad = Form::is_backward;
   static constexpr int width = Form::width;
   // Elements that are computed side by side: few where many sums take the registers.
   static constexpr int together = std::min(width, highest > 16 ? 2 : 4);

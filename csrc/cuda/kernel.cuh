@@ -118,13 +118,22 @@ struct AnyDegree {
   static constexpr int lowest = 0, highest = -1;
 };
 
+// How far a kernel for the degrees of `Range` walks: degrees that share one, as far as the highest of them. What they
+// visit beyond their own is not theirs.
+template <typename Range>
+SLAF_INLINE constexpr Degree<> walked_degree(int degree) {
+  return in_blocks(Range::highest < 0 ? degree : Range::highest);
+}
+template <typename Range>
+SLAF_INLINE constexpr bool is_beyond(int k, int degree) {
+  return Range::highest >= 0 && k > Range::lowest && k > degree;
+}
+
 // sum_k coeffs(k) phi_k(x) for a degree of `Range`, which the compiler knows where it is one.
 template <Walk kind, typename Range, typename V, typename T, typename Coeffs>
 SLAF_INLINE V expand_to(int degree, const V& x, const Rows<T>& rows, const Coeffs& coeffs, const V& top) {
-  if constexpr (Range::highest < 0) {
-    return expand<kind>(x, rows, in_blocks(degree), coeffs);
-  } else if constexpr (Range::lowest == Range::highest) {
-    return expand<kind>(x, rows, in_blocks(Range::highest), coeffs);
+  if constexpr (Range::highest < 0 || Range::lowest == Range::highest) {
+    return expand<kind>(x, rows, walked_degree<Range>(degree), coeffs);
   } else {
     // As `expand`, but the steps above the degree are passed over: s_k is in `even` or `odd`, as k is.
     const V point = point_of<kind>(x, rows), zero = V::of(T(0));
@@ -171,18 +180,14 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
   }
   if constexpr (Form::is_backward) {
     const auto visit = [&](auto k, const P& psi) {
-      // Degrees that share a kernel walk as far as the highest of them.
-      if (highest >= 0 && k > lowest && k > s.degree) return;
+      if (is_beyond<Range>(k, s.degree)) return;
       columns.add(k, psi);
       // D a has no phi_degree: its 0 must not meet a psi that is infinite.
       if (!std::is_same_v<decltype(k), Last> && (lowest == highest || k < lowest || highest < 0 || k < s.degree)) {
         result = result + psi * columns.template coeff<P>(k);
       }
     };
-    if constexpr (highest < 0)
-      walk<Form::walk>(x, grad_output, table, in_blocks(s.degree), visit);
-    else
-      walk<Form::walk>(x, grad_output, table, in_blocks(highest), visit);
+    walk<Form::walk>(x, grad_output, table, walked_degree<Range>(s.degree), visit);
   } else {
     const auto coeffs = [&](int k) { return columns.template coeff<P>(k); };
     const P value = expand_to<Form::walk, Range>(s.degree, x, table, coeffs, columns.template row<P>(s.degree));
@@ -224,7 +229,7 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
   const Sweep<S>& s = args.sweep;
   const Rows<T> table{args.a, args.b, args.c};
   // The coefficients are made while the first items are on their way.
-  Elements<Form, Form::is_backward, unroll<Form, S, highest>, highest, S> elements(s);
+  Elements<Form, unroll<Form, S, highest>, highest, S> elements(s);
   const Block<Form, T> block(s.partition, elements.at, s.rows);
   block.for_coeffs([&](T* coeffs, int r, int64_t group) {
     coeffs[r] =

@@ -105,18 +105,18 @@ inline constexpr int waves = !Form::has_columns  ? 16
                              : sizeof(S) == 2    ? 2
                                                  : 16;
 
-// The kernel for a kind of table. A general walk is always right, but for powers of an infinity, which Horner's rule
-// alone keeps; between edges there are no infinities.
-template <Family family, bool is_backward, Reading reading, int width, template <typename> class KernelOf>
-auto kernel_for(Walk kind) {
+// What make(Form{}) makes of the form for a kind of table. A general walk is always right, but for powers of an
+// infinity, which Horner's rule alone keeps; between edges there are no infinities.
+template <Family family, bool is_backward, Reading reading, int width, typename Make>
+auto make_for(Walk kind, const Make& make) {
   constexpr bool has_edges = family != Family::wide;
   if constexpr (!has_edges) {
-    if (kind == Walk::uniform) return KernelOf<Form<Walk::uniform, is_backward, has_edges, reading, width>>::get();
+    if (kind == Walk::uniform) return make(Form<Walk::uniform, is_backward, has_edges, reading, width>{});
   }
   if constexpr (!is_backward && family != Family::edged) {
-    if (kind == Walk::power) return KernelOf<Form<Walk::power, is_backward, has_edges, reading, width>>::get();
+    if (kind == Walk::power) return make(Form<Walk::power, is_backward, has_edges, reading, width>{});
   }
-  return KernelOf<Form<Walk::general, is_backward, has_edges, reading, width>>::get();
+  return make(Form<Walk::general, is_backward, has_edges, reading, width>{});
 }
 
 // Calls f(std::integral_constant<Reading, ...>) with it.
@@ -161,6 +161,16 @@ double* upload(const std::vector<double>& numbers, Device& device) {
   return to;
 }
 
+// Sets args.scales, or where they do not fit, args.far_scales.
+template <typename Args, typename Device>
+void set_scales(Args& args, const std::vector<double>& scales, Device& device) {
+  if (scales.size() <= std::size(args.scales)) {
+    std::copy(scales.begin(), scales.end(), args.scales);
+  } else {
+    args.far_scales = upload(scales, device);
+  }
+}
+
 // Launches kernel(args) to add up args.partials for `count` values of k.
 template <typename Args, typename Device>
 void launch_adders(void (*kernel)(Args), Args& args, int64_t groups, int count, Device& device) {
@@ -181,12 +191,7 @@ void launch_reduce(const Problem& p, const Recurrence& recurrence, const Partial
   r.degree = p.degree();
   r.grad = p.grad_coeffs;
   r.grad_type = p.coeffs_type;
-  const auto scales = scales_of(p, recurrence);
-  if (static_cast<int64_t>(scales.size()) <= scale_count(32)) {
-    std::copy(scales.begin(), scales.end(), r.scales);
-  } else {
-    r.far_scales = upload(scales, device);
-  }
+  set_scales(r, scales_of(p, recurrence), device);
   launch_adders(reduce<T>, r, p.layout.groups, r.degree + 1, device);
 }
 
@@ -213,18 +218,6 @@ Sweep<S> sweep_of(const Problem& p, const Partition& partition, int coeff_rows, 
   return s;
 }
 
-template <typename Range, typename S>
-struct Tabled {
-  template <typename Form>
-  struct Of {
-    static Kernel<TabledSweep<S, Range::highest>> get() {
-      return {
-          sweep<Form, Range, S>,           Form::walk,    Form::reading, Form::width, unroll<Form, S, Range::highest>,
-          resident_blocks<Form, Range, S>, waves<Form, S>};
-    }
-  };
-};
-
 // The kernel of a family for a problem whose degree `Range` holds, if there is one.
 template <typename Range, Family family, typename S>
 Kernel<TabledSweep<S, Range::highest>> tabled_kernel(const Problem& p, Walk kind) {
@@ -235,7 +228,16 @@ Kernel<TabledSweep<S, Range::highest>> tabled_kernel(const Problem& p, Walk kind
       constexpr int width = family == Family::single ? 1 : item_width<S>(reading.value, registers);
       if constexpr ((family == Family::single) == (width == 1)) {
         if (!fits<S>(p, reading.value, width)) return;
-        kernel = kernel_for<family, is_backward.value, reading.value, width, Tabled<Range, S>::template Of>(kind);
+        kernel = make_for<family, is_backward.value, reading.value, width>(kind, [](auto form) {
+          using Form = decltype(form);
+          return Kernel<TabledSweep<S, Range::highest>>{sweep<Form, Range, S>,
+                                                        Form::walk,
+                                                        Form::reading,
+                                                        Form::width,
+                                                        unroll<Form, S, Range::highest>,
+                                                        resident_blocks<Form, Range, S>,
+                                                        waves<Form, S>};
+        });
       }
     });
   });
@@ -302,11 +304,6 @@ template <typename S>
 struct LongKernel {
   void (*run)(Sweep<S>, LongTables<compute_t<S>>);
   Walk walk;
-
-  template <typename Form>
-  struct Of {
-    static LongKernel get() { return {long_sweep<Form, S>, Form::walk}; }
-  };
 };
 
 // Any degree, with tables and sums in memory.
@@ -318,8 +315,10 @@ void run_long(const Problem& p, const Recurrence& r, Device& device) {
     dispatch_bool(p.grad_output != nullptr, [&](auto is_backward) {
       const int sum_rows = p.has_sums() ? p.table_rows() : 0;
       const Sweep<S> s = long_sweep_of<S, reading.value>(p, sum_rows, most_items / long_unroll, device);
-      const auto [kernel, kind] =
-          kernel_for<Family::single, is_backward.value, reading.value, 1, LongKernel<S>::template Of>(r.kind);
+      const auto [kernel, kind] = make_for<Family::single, is_backward.value, reading.value, 1>(r.kind, [](auto form) {
+        using Form = decltype(form);
+        return LongKernel<S>{long_sweep<Form, S>, Form::walk};
+      });
       const auto tables = long_tables<compute_t<S>>(p, r, kind, forward, p.table_rows(),
                                                     forward ? scales_of(p, r) : weights_of(p, r), device);
       device.launch(kernel, s.partition.blocks(), s.partition.threads, 0, s, tables);

@@ -102,8 +102,7 @@ __device__ __forceinline__ P gradient_of(const Sweep<S, T>& s, const Rows<T>& ta
   const int K = s.degree + 1;
   P result = P::of(T(0));
   const auto visit = [&](int k, const Dual<P>& psi) {
-    // Degrees that share a kernel walk as far as the highest of them.
-    if (k == 0 || (Range::highest >= 0 && k > Range::lowest && k > s.degree)) return;
+    if (k == 0 || is_beyond<Range>(k, s.degree)) return;
     if constexpr (pass == Pass::walked_gradient) {
       result = result + psi.slope * factor(k);
     } else {
@@ -112,10 +111,7 @@ __device__ __forceinline__ P gradient_of(const Sweep<S, T>& s, const Rows<T>& ta
     }
   };
   const Dual<P> at{mapped(s, x), P::of(T(1))}, one{P::of(T(1)), P::of(T(0))};
-  if constexpr (Range::highest < 0)
-    walk<Walk::general>(at, one, table, in_blocks(s.degree), visit);
-  else
-    walk<Walk::general>(at, one, table, in_blocks(Range::highest), visit);
+  walk<Walk::general>(at, one, table, walked_degree<Range>(s.degree), visit);
   if constexpr (pass == Pass::walked_gradient) result = result * grad_output;
   // Beyond a linear edge the slope is that of the edge.
   if (s.edge == Edge::extrapolate || s.edge == Edge::linear) return result;
@@ -159,7 +155,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
   const Sweep<S>& s = args.sweep;
   const Rows<T> table{args.a, args.b, args.c};
   const int K = s.degree + 1, rows = s.rows;
-  Elements<Form, Form::is_backward, normalized_unroll<Form, highest>, highest, S> elements(s);
+  Elements<Form, normalized_unroll<Form, highest>, highest, S> elements(s);
   const Block<Form, T> block(s.partition, elements.at, rows);
   const auto store = [&](int row, int local, T total) { block.store(s.partials, row, elements.at.cell, local, total); };
 
@@ -168,9 +164,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
     using P = std::decay_t<decltype(x)>;
     const P seed = pass == Pass::moments ? P::of(is_there ? T(1) : T(0)) : grad_output;
     walk<Walk::general>(mapped(s, x), seed, table, in_blocks(highest), [&](int k, const P& psi) {
-      // Degrees that share a kernel walk as far as the highest of them.
-      if (k > Range::lowest && k > s.degree) return;
-      f(k, psi, seed);
+      if (!is_beyond<Range>(k, s.degree)) f(k, psi, seed);
     });
     return x;
   };

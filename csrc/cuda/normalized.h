@@ -32,15 +32,6 @@ inline std::vector<double> inverse_scales(const Recurrence& r) {
   return inverse;
 }
 
-template <typename Args, typename Device>
-void set_scales(Args& args, const Recurrence& r, Device& device) {
-  if (r.scale.size() <= std::size(args.scales)) {
-    std::copy(r.scale.begin(), r.scale.end(), args.scales);
-  } else {
-    args.far_scales = upload(r.scale, device);
-  }
-}
-
 template <Pass pass, typename Range, Family family, typename S>
 Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p) {
   Kernel<TabledNormalized<S, Range::highest>> kernel;
@@ -114,7 +105,7 @@ void launch_moments(const Problem& p, double* mean, double* variance, Device& de
   const Recurrence r = prepare(p.rows);
   const Partials<T> partials = run_pass<Pass::moments, S, Kernels>(p, r, Statistics<T>{}, device);
   FinishMoments<T> finish{partials, {}, p.degree(), members_of(p), mean, variance, nullptr, {}};
-  set_scales(finish, r, device);
+  set_scales(finish, r.scale, device);
   launch_adders(finish_moments<T>, finish, p.layout.groups, p.degree(), device);
 }
 
@@ -136,7 +127,7 @@ void launch_normalized_backward(const Problem& p, const double* mean, const doub
   FinishGradient<T> finish{partials, {},       p.degree(), members_of(p), eps,
                            mean,     variance, p.coeffs,   p.grad_coeffs, p.coeffs_type,
                            factors,  nullptr,  {}};
-  set_scales(finish, r, device);
+  set_scales(finish, r.scale, device);
   launch_adders(finish_gradient<T>, finish, p.layout.groups, p.degree() + 1, device);
   if (p.out == nullptr) return;
   run_pass<Pass::normalized_gradient, S, Kernels>(p, r, Statistics<T>{nullptr, nullptr, 0, factors}, device);

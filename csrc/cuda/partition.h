@@ -16,6 +16,8 @@ namespace slaf_ext::cuda {
 
 enum class Reading : int { runs, columns };
 
+constexpr int max_threads = 256;  // of a block
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -29,7 +29,7 @@ __device__ __forceinline__ T warp_sum(T t) {
 // The sums of every thread that the workspace of columns holds at a time, in 32 KiB; and that of a group, of every
 // warp.
 template <typename T>
-inline constexpr int workspace_sums = 32 * 1024 / (256 * static_cast<int>(sizeof(T)));
+inline constexpr int workspace_sums = 32 * 1024 / (max_threads * static_cast<int>(sizeof(T)));
 template <typename T>
 int64_t workspace_size(Reading reading, int sums, int width, int threads) {
   if (reading == Reading::runs) return int64_t{sums} * (threads / 32);
