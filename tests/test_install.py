@@ -94,6 +94,19 @@ def test_every_instruction_set(capability, tmp_path):
     assert float(worst) < 16, f"{name}: off by {worst} units in the last place"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the dynamic linker's report is that of glibc")
+def test_the_standard_library_is_the_compilers(tmp_path):
+    """Torch exports parts of its own, and a stream that two of them share ends the process where a sentence is due."""
+    code = "import torch, slaf_ext\ntry: slaf_ext.slaf(torch.zeros(3).long(), torch.zeros(3))\nexcept ValueError: pass"
+    run(["-c", code], tmp_path, LD_DEBUG="bindings", LD_DEBUG_OUTPUT=str(tmp_path / "bindings"))
+    report = "".join(path.read_text(errors="replace") for path in tmp_path.glob("bindings.*"))
+    bound = re.findall(
+        r"/_C\.\S+ \[\d+\] to \S*?([^/\s]+) \[\d+\]: normal symbol `(\S*basic_ostringstream\S*)'", report
+    )
+    assert bound
+    assert [(library, symbol) for library, symbol in bound if not library.startswith("libstdc++")] == []
+
+
 def test_the_readme_installs_all_that_the_build_needs():
     (listed,) = re.findall(r"^requires = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     (command,) = re.findall(r"^pip install .*", (ROOT / "README.md").read_text(), re.MULTILINE)
