@@ -35,19 +35,23 @@ finish() {
 }
 
 step device 10 nvidia-smi &
-step build 90 env SLAF_EXT_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps --no-index --editable .
+step build 75 env SLAF_EXT_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps --no-index --editable .
 wait
 if grep -qsx build "$out/failed.txt"; then finish; fi
 step facts 10 "$python" -m slaf_ext
 # Side by side: the GPU's own tests, and the CPU's of the operators with every tensor on the GPU, a process for a file.
-step cuda 70 "$python" -m pytest -rs tests/test_cuda.py &
-for file in values ops nn normalize properties numerics gradients default_device; do
-  step "$file" 70 "$python" -m pytest --device cuda -rs "tests/test_$file.py" &
+step cuda 85 "$python" -m pytest -rs tests/test_cuda.py &
+for file in values ops nn normalize properties numerics default_device; do
+  step "$file" 85 "$python" -m pytest --device cuda -rs "tests/test_$file.py" &
 done
+# gradcheck takes a second a case here: a basis for each way of walking will do.
+step gradcheck 85 "$python" -m pytest --device cuda -rs tests/test_gradients.py \
+  -k "test_gradcheck[ and (monomial or chebyshev or legendre)" &
+step gradients 85 "$python" -m pytest --device cuda -rs tests/test_gradients.py -k "not test_gradcheck[" &
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     # Without torch's pool every tensor is an allocation of its own, so that to leave it is an error.
-    step "$tool" 70 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    step "$tool" 85 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$python" tests/sanitize.py --device cuda &
   done
 else

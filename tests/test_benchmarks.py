@@ -495,6 +495,19 @@ def test_a_wrong_network_is_refused(monkeypatch, form, said):
     assert said in record["refused"]
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_the_networks_own_rounding_loses_is_not_the_kernels(monkeypatch, wrong):
+    monkeypatch.setitem(networks.LIMITS, "bf16", 1e-7)
+    if wrong:
+        monkeypatch.setitem(variants.POLYNOMIALS, "fused", (wrong_gradient, False))
+    entry = Entry("fused", Case(shape=(8,), degree=5, dtype="bf16"), "mlp block")
+    (record,) = measured(Unit("networks", "network", (entry,), 0))
+    if wrong:
+        assert re.search(r"coefficients is off by 1.0e\+00 .* in plain PyTorch it is off by", record["refused"])
+    else:
+        assert all(1e-7 < error < 0.1 for error in record["errors"].values())
+
+
 # ------------------------------------------------------------------ the command
 
 

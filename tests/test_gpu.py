@@ -15,8 +15,13 @@ from benchmarks import __main__ as command
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-FILES = ["values", "ops", "nn", "normalize", "properties", "numerics", "gradients", "default_device"]
-STEPS = ["build", "facts", "device", "cuda", *FILES, "memcheck", "racecheck", "benchmark", "networks", "profile"]
+FILES = ["values", "ops", "nn", "normalize", "properties", "numerics", "default_device"]
+GRADIENTS = {
+    "gradcheck": "test_gradcheck[ and (monomial or chebyshev or legendre)",
+    "gradients": "not test_gradcheck[",
+}
+TESTS = ["cuda", *FILES, *GRADIENTS]
+STEPS = ["build", "facts", "device", *TESTS, "memcheck", "racecheck", "benchmark", "networks", "profile"]
 TOOLS = ["python3", "nvidia-smi", "compute-sanitizer", "ncu"]
 TOOL = """#!/bin/sh
 echo "$(basename "$0") $*"
@@ -63,6 +68,8 @@ def test_every_step_runs_and_keeps_its_output(gpu_script, tmp_path):
     assert sorted(printed) == sorted([*STEPS, "steps"])
     for file in FILES:
         assert printed[file] == f"python3 -m pytest --device cuda -rs tests/test_{file}.py\n"
+    for step, chosen in GRADIENTS.items():
+        assert printed[step] == f"python3 -m pytest --device cuda -rs tests/test_gradients.py -k {chosen}\n"
     for tool in ("memcheck", "racecheck"):
         sanitizer = f"compute-sanitizer --tool {tool} --error-exitcode 1 python3 tests/sanitize.py --device cuda\n"
         assert printed[tool] == sanitizer
