@@ -35,6 +35,7 @@ struct Sweep {
   S* out;                // y, or the gradient in x; null: not needed
   Partials<T> partials;  // of the sums of a column: with linear edges two more than coefficients
   int degree, rows;      // the coefficients of a column, as the walk takes them: two more in a forward
+  Divisor by_rows;
   Edge edge;
   T center, lo, hi;  // the walk sees clamp(x, lo, hi) - center
   Partition partition;
@@ -44,9 +45,10 @@ struct Sweep {
 template <Reading reading>
 struct Place {
   __device__ __forceinline__ explicit Place(const Partition& p) : partition(p) {
-    const uint32_t thread = threadIdx.x, piece = blockIdx.x % p.pieces;
-    cell = blockIdx.x / p.pieces;
-    const int64_t start = int64_t{cell % p.parts} * p.share;
+    const uint32_t thread = threadIdx.x;
+    cell = p.by_pieces.quotient(blockIdx.x);
+    const uint32_t piece = blockIdx.x - cell * p.pieces, whole = p.by_parts.quotient(cell);
+    const int64_t start = int64_t{cell - whole * p.parts} * p.share;
     if constexpr (reading == Reading::columns) {
       local = thread % p.across;
       first = thread / p.across;
@@ -60,7 +62,7 @@ struct Place {
       first = thread;
       stride = static_cast<uint32_t>(p.threads);
       column = piece;
-      const int64_t run = int64_t{cell / p.parts} * p.runs;
+      const int64_t run = int64_t{whole} * p.runs;
       base = (run * p.columns + piece) * p.length + start;
       const int64_t left = p.parts > 1 ? p.length - start : (p.outer - run) * p.length;
       count = static_cast<uint32_t>(left < p.share ? left : p.share);
@@ -191,25 +193,35 @@ SLAF_INLINE void accumulate(Lanes& sum, const P& terms) {
 // The columns of a block, or its group, and their coefficients in shared memory.
 template <typename Form, typename T>
 struct Block {
-  __device__ __forceinline__ Block(const Partition& p, const Place<Form::reading>& at, int rows)
-      : partition(p),
-        rows(rows),
+  template <typename S>
+  __device__ __forceinline__ Block(const Sweep<S, T>& s, const Place<Form::reading>& at)
+      : partition(s.partition),
+        by_rows(s.by_rows),
+        rows(s.rows),
         pitch(coeff_pitch(rows)),
-        columns(Form::has_columns ? static_cast<int>(p.across) * Form::width : 1),
+        columns(Form::has_columns ? static_cast<int>(partition.across) * Form::width : 1),
         first(at.column * Form::lanes),
+        group(Form::has_columns ? first / partition.inner : first),
         shared(shared_memory<T>()),
+        workspace(shared + shared_coeffs(columns, rows)),
         own(shared + at.local * Form::lanes * pitch) {}
 
-  // Calls f(coefficients, r, group) to make number r of the coefficients of a column. Ends with a barrier.
+  // Copies the coefficients of the block's groups, `count` of each, into the workspace. Ends with a barrier.
+  __device__ __forceinline__ const double* stage(const void* coeffs, Storage type, int count) const {
+    double* const to = reinterpret_cast<double*>(workspace);
+    const int64_t left = partition.columns - first;
+    const int groups = group_of(static_cast<int>(left < columns ? left : columns) - 1) + 1;
+    for_threads(groups * count, [&](int i) { to[i] = read(coeffs, type, group * count + i); });
+    return to;
+  }
+  // Calls f(coefficients, r, g) to make number r of the coefficients of a column, which is of the block's g-th group.
+  // Ends with a barrier.
   template <typename F>
   __device__ __forceinline__ void for_coeffs(const F& f) const {
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < columns * rows; i += static_cast<int>(blockDim.x)) {
-      const int local = i / rows, r = i % rows;
-      if (first + local >= partition.columns) continue;
-      f(shared + local * pitch, r, Form::has_columns ? (first + local) / partition.inner : first);
-    }
-    __syncthreads();
+    for_threads(columns * rows, [&](int i) {
+      const int local = Form::has_columns ? static_cast<int>(by_rows.quotient(i)) : 0;
+      if (first + local < partition.columns) f(shared + local * pitch, i - local * rows, group_of(local));
+    });
   }
   // Row r of the coefficients, for elements of this thread.
   template <typename P>
@@ -219,7 +231,6 @@ struct Block {
   // The first `used` of the sums that every thread has, added over the block: sink(i, local, total).
   template <typename Sums, typename Sink>
   __device__ __forceinline__ void reduce(const Sums& sums, int used, const Sink& sink) const {
-    T* const workspace = shared + shared_coeffs(columns, rows);
     if constexpr (Form::has_columns) {
       reduce_columns<Form::width>(sums, used, static_cast<int>(partition.across), workspace, sink);
     } else {
@@ -231,10 +242,25 @@ struct Block {
     if (first + local < partition.columns) partials(row, cell, first + local) = total;
   }
 
+  // The group of a column, counted from the block's first.
+  __device__ __forceinline__ int group_of(int local) const {
+    if constexpr (!Form::has_columns) return 0;
+    const auto into = static_cast<uint32_t>(first - group * partition.inner);
+    return static_cast<int>(partition.by_inner.quotient(into + local));
+  }
+  // Calls f(i) for every i below `count`, shared out among the threads. Ends with a barrier.
+  template <typename F>
+  __device__ __forceinline__ void for_threads(int count, const F& f) const {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) f(i);
+    __syncthreads();
+  }
+
   const Partition& partition;
+  const Divisor by_rows;
   int rows, pitch, columns;
-  int64_t first;
-  T *shared, *own;
+  int64_t first, group;
+  T *shared, *workspace, *own;
 };
 
 }  // namespace slaf_ext::cuda

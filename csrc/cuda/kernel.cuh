@@ -45,10 +45,8 @@ SLAF_INLINE Pack<T, n> zero_where(unsigned outside, const Pack<T, n>& p) {
 // The coefficients of the walk, in fp64, from those of the operator. Row r of
 //     forward              scale_r coeffs_r, and two rows more, the slopes at the edges
 //     gradient in x        scale_r sum_k D_kr coeffs_k, with D below its diagonal row by row
-// It is called, since inlined it would take a seventh of the time of a build.
-static __attribute__((noinline)) __device__ double walk_coeff(int r, int degree, bool forward, const double* weights,
-                                                              const void* coeffs, Storage type, int64_t group) {
-  const auto coeff = [&](int k) { return read(coeffs, type, group * (degree + 1) + k); };
+template <typename Coeff>
+SLAF_INLINE double walk_coeff(int r, int degree, bool forward, const double* weights, const Coeff& coeff) {
   if (forward && r <= degree) return weights[r] * coeff(r);
   double sum = 0;
 #pragma unroll 1
@@ -200,9 +198,10 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
 template <typename Form, typename S, int highest>
 inline constexpr int unroll = [] {
   if (Form::width == 1) return 4;
-  if (!Form::has_columns) return Form::is_backward || highest > 8 ? 1 : 2;
-  if (highest > 8 || (Form::is_backward && Form::walk == Walk::general)) return 2;
-  return !Form::is_backward ? 6 : Form::width == 2 ? 3 : 4;
+  const bool is_crowded = highest > 8 || (Form::is_backward && Form::walk == Walk::general);
+  if (!Form::has_columns) return is_crowded && (Form::is_backward || highest > 16) ? 1 : 2;
+  if (is_crowded) return 2;
+  return !Form::is_backward || Form::width == 4 ? 6 : 4;
 }();
 
 // Blocks that the 65,536 registers of a multiprocessor are to hold at once.
@@ -216,7 +215,7 @@ inline constexpr int resident_blocks = [] {
   if (Form::walk == Walk::general) walk += 16 + (highest > 8 ? highest : 0);
   if (Form::has_edges) walk += 8;
   if (Range::lowest < highest) walk += 10;
-  const int places = Form::has_columns ? 18 : 24;
+  const int places = Form::has_columns ? 18 : !Form::is_backward ? 24 : highest > 8 ? 10 : 25;
   return std::clamp(65536 / max_threads / (places + items + columns + walk * words), 1, 8);
 }();
 
@@ -230,10 +229,12 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
   const Rows<T> table{args.a, args.b, args.c};
   // The coefficients are made while the first items are on their way.
   Elements<Form, unroll<Form, S, highest>, highest, S> elements(s);
-  const Block<Form, T> block(s.partition, elements.at, s.rows);
-  block.for_coeffs([&](T* coeffs, int r, int64_t group) {
-    coeffs[r] =
-        static_cast<T>(walk_coeff(r, s.degree, !Form::is_backward, args.weights, args.coeffs, args.coeffs_type, group));
+  const Block<Form, T> block(s, elements.at);
+  const int K = s.degree + 1;
+  const double* const staged = block.stage(args.coeffs, args.coeffs_type, K);
+  block.for_coeffs([&](T* coeffs, int r, int group) {
+    coeffs[r] = static_cast<T>(
+        walk_coeff(r, s.degree, !Form::is_backward, args.weights, [&](int k) { return staged[group * K + k]; }));
   });
   Columns<Form, highest, T> columns(block, s.degree);
 
@@ -251,8 +252,8 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
         block.store(s.partials, first_row + i, elements.at.cell, local, total);
       });
     };
-    reduce(columns.sums, 0, s.degree + 1);
-    if (Form::has_edges && s.edge == Edge::linear) reduce(columns.beyond, s.degree + 1, 2);
+    reduce(columns.sums, 0, K);
+    if (Form::has_edges && s.edge == Edge::linear) reduce(columns.beyond, K, 2);
   }
 }
 

@@ -89,21 +89,24 @@ struct Kernel {
     return cuda::partition(layout,
                            {reading, width, unroll, blocks, device.threads(), most_turns, coeff_bytes, sum_rows});
   }
-  // The shared memory of a block: its coefficients, and the workspace in which its sums meet.
-  int64_t shared_bytes(const Partition& p, int coeff_rows, int sums) const {
+  // The shared memory of a block: its coefficients, and the workspace in which `staged` of each column are prepared,
+  // and later its sums meet.
+  int64_t shared_bytes(const Partition& p, int coeff_rows, int staged, int sums) const {
     using T = typename Args::T;
     const int columns = reading == Reading::columns ? static_cast<int>(p.across) * width : 1;
-    return (shared_coeffs(columns, coeff_rows) + workspace_size<T>(reading, sums, width, p.threads)) * sizeof(T);
+    return shared_coeffs(columns, coeff_rows) * sizeof(T) +
+           std::max<int64_t>(int64_t{columns} * staged * sizeof(double),
+                             workspace_size<T>(reading, sums, width, p.threads) * sizeof(T));
   }
 };
 
-// Many short blocks even out the ends of the work, and meet memory in order; but blocks of columns cost more to start
-// and to end.
-template <typename Form, typename S>
-inline constexpr int waves = !Form::has_columns  ? 16
-                             : Form::is_backward ? 1
-                             : sizeof(S) == 2    ? 2
-                                                 : 16;
+// Short blocks even out the ends of the work, and meet memory in order. But each has its coefficients to make and its
+// sums to add up, which weighs more beside elements of two bytes, many sums, or columns.
+template <typename Form, typename S, int highest>
+inline constexpr int waves = [] {
+  if (Form::has_columns) return Form::is_backward ? 1 : sizeof(S) == 2 ? 2 : 16;
+  return sizeof(S) == 2 || (Form::is_backward && highest > 8) ? 4 : 16;
+}();
 
 // What make(Form{}) makes of the form for a kind of table. A general walk is always right, but for powers of an
 // infinity, which Horner's rule alone keeps; between edges there are no infinities.
@@ -210,6 +213,7 @@ Sweep<S> sweep_of(const Problem& p, const Partition& partition, int coeff_rows, 
   }
   s.degree = p.degree();
   s.rows = coeff_rows;
+  s.by_rows = Divisor(std::max(coeff_rows, 1));
   s.edge = p.edge;
   s.center = static_cast<T>(p.center);
   s.lo = static_cast<T>(p.lo);
@@ -219,27 +223,25 @@ Sweep<S> sweep_of(const Problem& p, const Partition& partition, int coeff_rows, 
 }
 
 // The kernel of a family for a problem whose degree `Range` holds, if there is one.
-template <typename Range, Family family, typename S>
+template <typename Range, Family family, bool is_backward, typename S>
 Kernel<TabledSweep<S, Range::highest>> tabled_kernel(const Problem& p, Walk kind) {
   Kernel<TabledSweep<S, Range::highest>> kernel;
   dispatch_reading(reading_of(p.layout), [&](auto reading) {
-    dispatch_bool(p.grad_output != nullptr, [&](auto is_backward) {
-      constexpr int registers = (Range::highest + 1) * (is_backward.value ? 2 : 1);
-      constexpr int width = family == Family::single ? 1 : item_width<S>(reading.value, registers);
-      if constexpr ((family == Family::single) == (width == 1)) {
-        if (!fits<S>(p, reading.value, width)) return;
-        kernel = make_for<family, is_backward.value, reading.value, width>(kind, [](auto form) {
-          using Form = decltype(form);
-          return Kernel<TabledSweep<S, Range::highest>>{sweep<Form, Range, S>,
-                                                        Form::walk,
-                                                        Form::reading,
-                                                        Form::width,
-                                                        unroll<Form, S, Range::highest>,
-                                                        resident_blocks<Form, Range, S>,
-                                                        waves<Form, S>};
-        });
-      }
-    });
+    constexpr int registers = (Range::highest + 1) * (is_backward ? 2 : 1);
+    constexpr int width = family == Family::single ? 1 : item_width<S>(reading.value, registers);
+    if constexpr ((family == Family::single) == (width == 1)) {
+      if (!fits<S>(p, reading.value, width)) return;
+      kernel = make_for<family, is_backward, reading.value, width>(kind, [](auto form) {
+        using Form = decltype(form);
+        return Kernel<TabledSweep<S, Range::highest>>{sweep<Form, Range, S>,
+                                                      Form::walk,
+                                                      Form::reading,
+                                                      Form::width,
+                                                      unroll<Form, S, Range::highest>,
+                                                      resident_blocks<Form, Range, S>,
+                                                      waves<Form, S, Range::highest>};
+      });
+    }
   });
   return kernel;
 }
@@ -257,7 +259,8 @@ void run_tabled(const Problem& p, const Recurrence& r, const Kernel<TabledSweep<
   const auto weights = weights_of(p, r);
   std::copy(weights.begin(), weights.end(), args.weights);
   const int together = p.has_sums() ? std::max(p.degree() + 1, 2) : 0;  // sums that meet: of phi_k, or beyond the edges
-  device.launch(kernel.run, part.blocks(), part.threads, kernel.shared_bytes(part, rows, together), args);
+  device.launch(kernel.run, part.blocks(), part.threads, kernel.shared_bytes(part, rows, p.degree() + 1, together),
+                args);
   if (p.has_sums()) launch_reduce(p, r, args.sweep.partials, device);
 }
 
@@ -307,23 +310,21 @@ struct LongKernel {
 };
 
 // Any degree, with tables and sums in memory.
-template <typename S, typename Device>
+template <bool is_backward, typename S, typename Device>
 void run_long(const Problem& p, const Recurrence& r, Device& device) {
   // Where no dx is asked for, its coefficients may be any, and those of y take less memory than D.
-  const bool forward = p.grad_output == nullptr || p.out == nullptr;
+  const bool forward = !is_backward || p.out == nullptr;
   dispatch_reading(reading_of(p.layout), [&](auto reading) {
-    dispatch_bool(p.grad_output != nullptr, [&](auto is_backward) {
-      const int sum_rows = p.has_sums() ? p.table_rows() : 0;
-      const Sweep<S> s = long_sweep_of<S, reading.value>(p, sum_rows, most_items / long_unroll, device);
-      const auto [kernel, kind] = make_for<Family::single, is_backward.value, reading.value, 1>(r.kind, [](auto form) {
-        using Form = decltype(form);
-        return LongKernel<S>{long_sweep<Form, S>, Form::walk};
-      });
-      const auto tables = long_tables<compute_t<S>>(p, r, kind, forward, p.table_rows(),
-                                                    forward ? scales_of(p, r) : weights_of(p, r), device);
-      device.launch(kernel, s.partition.blocks(), s.partition.threads, 0, s, tables);
-      if (p.has_sums()) launch_reduce(p, r, s.partials, device);
+    const int sum_rows = p.has_sums() ? p.table_rows() : 0;
+    const Sweep<S> s = long_sweep_of<S, reading.value>(p, sum_rows, most_items / long_unroll, device);
+    const auto [kernel, kind] = make_for<Family::single, is_backward, reading.value, 1>(r.kind, [](auto form) {
+      using Form = decltype(form);
+      return LongKernel<S>{long_sweep<Form, S>, Form::walk};
     });
+    const auto tables = long_tables<compute_t<S>>(p, r, kind, forward, p.table_rows(),
+                                                  forward ? scales_of(p, r) : weights_of(p, r), device);
+    device.launch(kernel, s.partition.blocks(), s.partition.threads, 0, s, tables);
+    if (p.has_sums()) launch_reduce(p, r, s.partials, device);
   });
 }
 
@@ -349,8 +350,8 @@ bool dispatch_kernel(int degree, bool has_edges, const Choose& choose, const Run
   return done;
 }
 
-// y, or one or both of the gradients, for storage type S.
-template <typename S, typename Kernels = PlainDegrees<S>, typename Device>
+// y, or with is_backward one or both of the gradients, for storage type S.
+template <bool is_backward, typename S, typename Kernels = PlainDegrees<S>, typename Device>
 void launch_plain(const Problem& p, Device& device) {
   const Recurrence r = prepare(p.rows);
   if (p.numel() == 0) {
@@ -359,9 +360,9 @@ void launch_plain(const Problem& p, Device& device) {
   }
   const bool done = dispatch_kernel<Kernels>(
       p.degree(), p.edge != Edge::extrapolate,
-      [&](auto range, auto family) { return tabled_kernel<decltype(range), family.value, S>(p, r.kind); },
+      [&](auto range, auto family) { return tabled_kernel<decltype(range), family.value, is_backward, S>(p, r.kind); },
       [&](const auto& kernel) { run_tabled(p, r, kernel, device); });
-  if (!done) run_long<S>(p, r, device);
+  if (!done) run_long<is_backward, S>(p, r, device);
 }
 
 }  // namespace slaf_ext::cuda

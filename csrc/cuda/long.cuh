@@ -43,8 +43,10 @@ __global__ void __launch_bounds__(max_threads) make_tables(const LongTables<T> t
   const int64_t first = blockDim.x * static_cast<int64_t>(blockIdx.x) + threadIdx.x;
   for (int64_t i = first; i < 3 * t.degree; i += all) t.table[i] = static_cast<T>(t.rows[i]);
   for (int64_t i = first; i < t.row_count * t.groups; i += all) {
-    t.walk_coeffs[i] = static_cast<T>(walk_coeff(static_cast<int>(i % t.row_count), t.degree, t.forward, t.weights,
-                                                 t.coeffs, t.coeffs_type, i / t.row_count));
+    const int64_t group = i / t.row_count;
+    const auto coeff = [&](int k) { return read(t.coeffs, t.coeffs_type, group * (t.degree + 1) + k); };
+    t.walk_coeffs[i] =
+        static_cast<T>(walk_coeff(static_cast<int>(i % t.row_count), t.degree, t.forward, t.weights, coeff));
   }
 }
 

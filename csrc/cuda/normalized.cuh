@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
   const Rows<T> table{args.a, args.b, args.c};
   const int K = s.degree + 1, rows = s.rows;
   Elements<Form, normalized_unroll<Form, highest>, highest, S> elements(s);
-  const Block<Form, T> block(s.partition, elements.at, rows);
+  const Block<Form, T> block(s, elements.at);
   const auto store = [&](int row, int local, T total) { block.store(s.partials, row, elements.at.cell, local, total); };
 
   // Calls f(k, psi) with grad_output psi_k, or psi_k, or zeros where there is no element. Returns x, of no use.
@@ -183,7 +183,8 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
       block.reduce(size, K, [&](int k, int local, T t) { block.shared[local * block.pitch + K + k] = t; });
     }
   }
-  block.for_coeffs([&](T* coeffs, int r, int64_t group) {
+  block.for_coeffs([&](T* coeffs, int r, int local_group) {
+    const int64_t group = block.group + local_group;
     const int k = r % K;
     T& t = coeffs[r];
     if constexpr (pass == Pass::normalized_gradient) {

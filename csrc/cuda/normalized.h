@@ -64,8 +64,8 @@ Partials<T> run_tabled_pass(const Problem& p, const Recurrence& r, const Statist
   set_rows(r, kernel.walk, args.a, args.b, args.c);
   const auto inverse = inverse_scales(r);
   std::copy(inverse.begin(), inverse.end(), args.inverse_scales);
-  device.launch(kernel.run, part.blocks(), part.threads, kernel.shared_bytes(part, rows, sums > 0 ? p.degree() + 1 : 0),
-                args);
+  device.launch(kernel.run, part.blocks(), part.threads,
+                kernel.shared_bytes(part, rows, 0, sums > 0 ? p.degree() + 1 : 0), args);
   return args.sweep.partials;
 }
 
@@ -150,7 +150,7 @@ void launch_walked_backward(const Problem& p, Device& device) {
   if (p.grad_coeffs == nullptr) return;
   Problem sums = p;
   sums.out = nullptr;
-  launch_plain<S, Kernels>(sums, device);
+  launch_plain<true, S, Kernels>(sums, device);
 }
 
 // Writes the coefficients of the plain form, in float64 or float32.

@@ -38,6 +38,7 @@ struct Divisor {
 struct Partition {
   int threads;             // of a block
   uint32_t pieces, cells;  // blocks for different columns, and for the same
+  Divisor by_pieces, by_parts, by_inner;
   int64_t columns, inner;  // in all, and of a group; where runs are read, the groups, and 1
   int64_t length, outer;   // items of a run, and runs of a group; of columns, rows, and 1
   uint32_t share, parts;   // items of a block, from each column or from its group; blocks that share a run
@@ -135,7 +136,11 @@ inline Partition partition_columns(const Layout& layout, const Demand& d) {
 
 // The partition of a layout that holds elements.
 inline Partition partition(const Layout& layout, const Demand& d) {
-  return d.reading == Reading::runs ? partition_runs(layout, d) : partition_columns(layout, d);
+  Partition p = d.reading == Reading::runs ? partition_runs(layout, d) : partition_columns(layout, d);
+  p.by_pieces = Divisor(p.pieces);
+  p.by_parts = Divisor(p.parts);
+  p.by_inner = Divisor(p.inner);
+  return p;
 }
 
 }  // namespace slaf_ext::cuda

@@ -13,7 +13,7 @@ Tensor slaf(const Tensor& x, const Tensor& coeffs, const Spec& spec) {
   const Tensor y = a.empty_like_x();
   Problem p = problem_of(a);
   p.out = y.mutable_data_ptr();
-  dispatch_storage(a.x.scalar_type(), [&](auto s) { run_plain<decltype(s)>(p, false, device); });
+  dispatch_storage(a.x.scalar_type(), [&](auto s) { run_forward<decltype(s)>(p, device); });
   return y;
 }
 
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> slaf_backward(const Tensor& grad_output, const Tensor
   if (need_x) p.out = dx.mutable_data_ptr();
   if (need_coeffs) p.grad_coeffs = dcoeffs.mutable_data_ptr();
   const bool by_walk = need_x && usable_derivative_matrix(a.rows, a.lo - a.center, a.hi - a.center).empty();
-  dispatch_storage(a.x.scalar_type(), [&](auto s) { run_plain<decltype(s)>(p, by_walk, device); });
+  dispatch_storage(a.x.scalar_type(), [&](auto s) { run_backward<decltype(s)>(p, by_walk, device); });
   return {dx, dcoeffs};
 }
 

@@ -7,8 +7,13 @@
 namespace slaf_ext::cuda {
 
 template <typename S>
-void run_plain(const Problem& p, bool by_walk, Device& device) {
-  by_walk ? launch_walked_backward<S>(p, device) : launch_plain<S>(p, device);
+void run_forward(const Problem& p, Device& device) {
+  launch_plain<false, S>(p, device);
+}
+
+template <typename S>
+void run_backward(const Problem& p, bool by_walk, Device& device) {
+  by_walk ? launch_walked_backward<S>(p, device) : launch_plain<true, S>(p, device);
 }
 
 template <typename S>

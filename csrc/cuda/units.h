@@ -1,4 +1,5 @@
-// What is compiled for each storage type in a source file of its own, plain_*.cu and normalized_*.cu, side by side.
+// What is compiled for each storage type in source files of its own, side by side: forward_*.cu,
+// backward_*.cu and normalized_*.cu.
 #pragma once
 
 #include "device.h"
@@ -6,9 +7,13 @@
 
 namespace slaf_ext::cuda {
 
-// y, or one or both of the gradients; `by_walk`: with p' walked, where D a would cancel.
+// y.
 template <typename S>
-void run_plain(const Problem& p, bool by_walk, Device& device);
+void run_forward(const Problem& p, Device& device);
+
+// One or both of the gradients; `by_walk`: with p' walked, where D a would cancel.
+template <typename S>
+void run_backward(const Problem& p, bool by_walk, Device& device);
 
 // The mean and the variance of phi_1, phi_2, ... over each group.
 template <typename S>

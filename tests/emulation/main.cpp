@@ -141,7 +141,11 @@ class Input {
 
 void run_plain() {
   Input input;
-  input.run_on([&](auto s, Emulator& device) { launch_plain<decltype(s), SomeDegrees>(input.problem, device); });
+  input.run_on([&](auto s, Emulator& device) {
+    dispatch_bool(input.problem.grad_output != nullptr, [&](auto is_backward) {
+      launch_plain<is_backward.value, decltype(s), SomeDegrees>(input.problem, device);
+    });
+  });
   input.put_gradients();
 }
 

@@ -1,5 +1,5 @@
 #include "units.cuh"
 
 namespace slaf_ext::cuda {
-template void run_plain<Half>(const Problem&, bool, Device&);
+template void run_forward<Half>(const Problem&, Device&);
 }  // namespace slaf_ext::cuda

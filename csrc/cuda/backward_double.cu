@@ -1,0 +1,5 @@
+#include "units.cuh"
+
+namespace slaf_ext::cuda {
+template void run_backward<double>(const Problem&, bool, Device&);
+}  // namespace slaf_ext::cuda
