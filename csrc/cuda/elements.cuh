@@ -190,6 +190,13 @@ SLAF_INLINE void accumulate(Lanes& sum, const P& terms) {
     sum.v[0] += terms.total();
 }
 
+// The same for the squares of terms.
+template <bool has_columns, typename Lanes, typename T, int n>
+SLAF_INLINE void accumulate_squares(Lanes& sum, const Pack<T, n>& terms) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) sum.v[has_columns ? i : 0] += terms.v[i] * terms.v[i];
+}
+
 // The columns of a block, or its group, and their coefficients in shared memory.
 template <typename Form, typename T>
 struct Block {

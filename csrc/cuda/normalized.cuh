@@ -119,8 +119,8 @@ __device__ __forceinline__ P gradient_of(const Sweep<S, T>& s, const Rows<T>& ta
 }
 
 // What a kernel is compiled for.
-template <Pass pass_, Reading reading_, int width_>
-struct NormalizedForm : Form<Walk::general, pass_ != Pass::moments, true, reading_, width_> {
+template <Pass pass_, Walk walk_, Reading reading_, int width_>
+struct NormalizedForm : Form<walk_, pass_ != Pass::moments, true, reading_, width_> {
   static constexpr Pass pass = pass_;
 };
 
@@ -159,11 +159,13 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
   const Block<Form, T> block(s, elements.at);
   const auto store = [&](int row, int local, T total) { block.store(s.partials, row, elements.at.cell, local, total); };
 
-  // Calls f(k, psi) with grad_output psi_k, or psi_k, or zeros where there is no element. Returns x, of no use.
+  // Calls f(k, psi, seed) with grad_output psi_k, or for moments with psi_k, of elements that there are. Returns x, of
+  // no use.
   const auto visit_terms = [&](const auto& x, const auto& grad_output, bool is_there, const auto& f) {
     using P = std::decay_t<decltype(x)>;
-    const P seed = pass == Pass::moments ? P::of(is_there ? T(1) : T(0)) : grad_output;
-    walk<Walk::general>(mapped(s, x), seed, table, in_blocks(highest), [&](int k, const P& psi) {
+    if (pass == Pass::moments && !is_there) return x;
+    const P seed = pass == Pass::moments ? P::of(T(1)) : grad_output;
+    walk<Form::walk>(mapped(s, x), seed, table, in_blocks(highest), [&](int k, const P& psi) {
       if (!is_beyond<Range>(k, s.degree)) f(k, psi, seed);
     });
     return x;
@@ -211,6 +213,12 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
     for (; elements.has_items(); elements.next()) elements.map(true, f);
     elements.map_ragged(true, f);
   } else {
+    if constexpr (pass == Pass::moments) {
+      // z_k = psi_k unit_k + this, one instruction. A sample's shift times its unit is small.
+      block.for_coeffs([&](T* coeffs, int r, int) {
+        if (r > 0 && r < K) coeffs[r] *= -coeffs[K + r];
+      });
+    }
     Lanes sums[highest + 1] = {};
     [[maybe_unused]] Lanes squares[highest + 1] = {};
     const auto f = [&](const auto& x, const auto& grad_output, bool is_there) {
@@ -220,10 +228,10 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
           accumulate<Form::has_columns>(sums[0], psi);
           return;
         }
-        P centered = psi - seed * block.template row<P>(k);
-        if constexpr (has_units<T>) centered = centered * block.template row<P>(K + k);
+        const P shift = block.template row<P>(k), unit = block.template row<P>(K + k);
+        const P centered = pass == Pass::moments ? psi * unit + shift : (psi - seed * shift) * unit;
         accumulate<Form::has_columns>(sums[k], centered);
-        if constexpr (pass == Pass::moments) accumulate<Form::has_columns>(squares[k], centered * centered);
+        if constexpr (pass == Pass::moments) accumulate_squares<Form::has_columns>(squares[k], centered);
       });
     };
     for (; elements.has_items(); elements.next()) elements.map(false, f);

@@ -33,21 +33,29 @@ inline std::vector<double> inverse_scales(const Recurrence& r) {
 }
 
 template <Pass pass, typename Range, Family family, typename S>
-Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p) {
+Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p, Walk kind) {
   Kernel<TabledNormalized<S, Range::highest>> kernel;
   dispatch_reading(reading_of(p.layout), [&](auto reading) {
     constexpr int highest = Range::highest, registers = 2 * (highest + 1) + 1;  // sums and squares, and a weight
     constexpr int width = family == Family::single ? 1 : item_width<S>(reading.value, registers);
     if constexpr ((family == Family::single) == (width == 1)) {
-      using Form = NormalizedForm<pass, reading.value, width>;
       if (!fits<S>(p, reading.value, width)) return;
-      kernel = {normalized_sweep<Form, Range, S>,
-                Form::walk,
-                Form::reading,
-                width,
-                normalized_unroll<Form, highest>,
-                normalized_blocks<Form, S, highest>,
-                normalized_waves<Form, S>};
+      const auto make = [&](auto walk) {
+        using Form = NormalizedForm<pass, walk.value, reading.value, width>;
+        kernel = {normalized_sweep<Form, Range, S>,
+                  Form::walk,
+                  Form::reading,
+                  width,
+                  normalized_unroll<Form, highest>,
+                  normalized_blocks<Form, S, highest>,
+                  normalized_waves<Form, S>};
+      };
+      // Where sums are taken, most of the time goes to the walk.
+      constexpr bool has_uniform = pass != Pass::normalized_gradient && family == Family::wide;
+      if constexpr (has_uniform) {
+        if (kind == Walk::uniform) return make(std::integral_constant<Walk, Walk::uniform>{});
+      }
+      make(std::integral_constant<Walk, Walk::general>{});
     }
   });
   return kernel;
@@ -89,7 +97,7 @@ Partials<T> run_pass(const Problem& p, const Recurrence& r, const Statistics<T>&
   if (p.numel() == 0) return partials;
   const bool done = dispatch_kernel<Kernels>(
       p.degree(), false,
-      [&](auto range, auto family) { return normalized_kernel<pass, decltype(range), family.value, S>(p); },
+      [&](auto range, auto family) { return normalized_kernel<pass, decltype(range), family.value, S>(p, r.kind); },
       [&](const auto& kernel) { partials = run_tabled_pass<pass>(p, r, statistics, kernel, device); });
   if (done) return partials;
   dispatch_reading(reading_of(p.layout),
