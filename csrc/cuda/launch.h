@@ -129,9 +129,10 @@ auto dispatch_reading(Reading reading, const F& f) {
   return f(std::integral_constant<Reading, Reading::columns>{});
 }
 
-// scale, and the slopes phi_k' at lo and at hi that linear edges need.
+// scale, and with linear edges the slopes phi_k' at lo and at hi.
 inline std::vector<double> scales_of(const Problem& p, const Recurrence& r) {
   std::vector<double> scales = r.scale;
+  if (p.edge != Edge::linear) return scales;
   for (const double edge : {p.lo, p.hi}) {
     const auto slopes = derivatives_at(edge - p.center, p.rows);
     scales.insert(scales.end(), slopes.begin(), slopes.end());

@@ -127,7 +127,7 @@ struct NormalizedForm : Form<walk_, pass_ != Pass::moments, true, reading_, widt
 // Items that a thread reads in one turn, and blocks that a multiprocessor's registers are to hold at once.
 template <typename Form, int highest>
 inline constexpr int normalized_unroll = [] {
-  if (Form::width == 1) return 4;
+  if (Form::width == 1) return Form::pass == Pass::moments && highest > 16 ? 1 : 4;
   return Form::has_columns || (Form::pass == Pass::moments && highest <= 8) ? 2 : 1;
 }();
 

@@ -50,9 +50,8 @@ Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p, 
                   normalized_blocks<Form, S, highest>,
                   normalized_waves<Form, S>};
       };
-      // Where sums are taken, most of the time goes to the walk.
-      constexpr bool has_uniform = pass != Pass::normalized_gradient && family == Family::wide;
-      if constexpr (has_uniform) {
+      // Moments wait for the walk, not for memory.
+      if constexpr (pass == Pass::moments && family == Family::wide && highest <= 8) {
         if (kind == Walk::uniform) return make(std::integral_constant<Walk, Walk::uniform>{});
       }
       make(std::integral_constant<Walk, Walk::general>{});

@@ -154,7 +154,7 @@ struct Adder {
   int x, y, k;
 };
 
-// The scales, and the slopes at lo and at hi, that turn sums into the gradient in the coefficients.
+// The scales, and with linear edges the slopes at lo and at hi, that turn sums into the gradient in the coefficients.
 constexpr int64_t scale_count(int64_t degree) { return 3 * (degree + 1); }
 
 // grad_k = scale_k sums_k, and what lies beyond linear edges.
