@@ -41,13 +41,24 @@ struct Sweep {
   Partition partition;
 };
 
+// blockIdx.x, read anew each time: what is made of it before and after a loop takes no registers in between.
+__device__ __forceinline__ uint32_t block_index() {
+#ifdef __CUDA_ARCH__
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+#else
+  return blockIdx.x;
+#endif
+}
+
 // A thread's part of a sweep: items `first`, `first` + `stride`, ... below `count`, item i at `base` + offset(i).
 template <Reading reading>
 struct Place {
   __device__ __forceinline__ explicit Place(const Partition& p) : partition(p) {
-    const uint32_t thread = threadIdx.x;
-    cell = p.by_pieces.quotient(blockIdx.x);
-    const uint32_t piece = blockIdx.x - cell * p.pieces, whole = p.by_parts.quotient(cell);
+    const uint32_t thread = threadIdx.x, block = block_index();
+    cell = p.by_pieces.quotient(block);
+    const uint32_t piece = block - cell * p.pieces, whole = p.by_parts.quotient(cell);
     const int64_t start = int64_t{cell - whole * p.parts} * p.share;
     if constexpr (reading == Reading::columns) {
       local = thread % p.across;
@@ -141,7 +152,7 @@ struct Elements {
   __device__ __forceinline__ void map_ragged(bool writes, const F& f) {
     if constexpr (!Form::has_columns && width > 1) {
       const Partition& p = sweep.partition;
-      if (!at.is_last() || static_cast<int>(threadIdx.x) >= p.ragged) return;
+      if (static_cast<int>(threadIdx.x) >= p.ragged || !Place<Form::reading>(p).is_last()) return;
       using One = Item<S, 1>;
       const int64_t place = p.length * width + threadIdx.x;
       Pack<T, 1> grad_from{};
@@ -210,12 +221,11 @@ struct Block {
         first(at.column * Form::lanes),
         group(Form::has_columns ? first / partition.inner : first),
         shared(shared_memory<T>()),
-        workspace(shared + shared_coeffs(columns, rows)),
         own(shared + at.local * Form::lanes * pitch) {}
 
   // Copies the coefficients of the block's groups, `count` of each, into the workspace. Ends with a barrier.
   __device__ __forceinline__ const double* stage(const void* coeffs, Storage type, int count) const {
-    double* const to = reinterpret_cast<double*>(workspace);
+    double* const to = reinterpret_cast<double*>(workspace());
     const int64_t left = partition.columns - first;
     const int groups = group_of(static_cast<int>(left < columns ? left : columns) - 1) + 1;
     for_threads(groups * count, [&](int i) { to[i] = read(coeffs, type, group * count + i); });
@@ -239,9 +249,9 @@ struct Block {
   template <typename Sums, typename Sink>
   __device__ __forceinline__ void reduce(const Sums& sums, int used, const Sink& sink) const {
     if constexpr (Form::has_columns) {
-      reduce_columns<Form::width>(sums, used, static_cast<int>(partition.across), workspace, sink);
+      reduce_columns<Form::width>(sums, used, static_cast<int>(partition.across), workspace(), sink);
     } else {
-      reduce_group(sums, used, workspace, sink);
+      reduce_group(sums, used, workspace(), sink);
     }
   }
   // The sums of a column, for the kernel that adds up those of all blocks.
@@ -249,6 +259,8 @@ struct Block {
     if (first + local < partition.columns) partials(row, cell, first + local) = total;
   }
 
+  // What lies in shared memory behind the coefficients.
+  __device__ __forceinline__ T* workspace() const { return shared + shared_coeffs(columns, rows); }
   // The group of a column, counted from the block's first.
   __device__ __forceinline__ int group_of(int local) const {
     if constexpr (!Form::has_columns) return 0;
@@ -267,7 +279,7 @@ struct Block {
   const Divisor by_rows;
   int rows, pitch, columns;
   int64_t first, group;
-  T *shared, *workspace, *own;
+  T *shared, *own;
 };
 
 }  // namespace slaf_ext::cuda

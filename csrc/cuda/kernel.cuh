@@ -194,14 +194,16 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
   return Form::has_edges ? zero_where(outside, result) : result;
 }
 
-// Items that a thread reads in one turn, so that 32 KiB of loads are on their way to a multiprocessor.
+// Items that a thread reads in one turn, so that 32 KiB of loads are on their way to a multiprocessor, and no register
+// spills on any architecture.
 template <typename Form, typename S, int highest>
 inline constexpr int unroll = [] {
   if (Form::width == 1) return 4;
   const bool is_crowded = highest > 8 || (Form::is_backward && Form::walk == Walk::general);
-  if (!Form::has_columns) return is_crowded && (Form::is_backward || highest > 16) ? 1 : 2;
+  if (!Form::has_columns && Form::is_backward) return is_crowded || highest <= 5 ? 1 : 2;
+  if (!Form::has_columns) return highest > 16 ? 1 : 2;
   if (is_crowded) return 2;
-  return !Form::is_backward || Form::width == 4 ? 6 : 4;
+  return !Form::is_backward ? 6 : Form::width == 2 && highest <= 4 ? 3 : 4;
 }();
 
 // Blocks that the 65,536 registers of a multiprocessor are to hold at once.
@@ -213,9 +215,10 @@ inline constexpr int resident_blocks = [] {
   const int columns = (Form::is_backward ? column : 0) + (Form::is_backward || Form::has_columns ? column : 0);
   int walk = highest <= 16 ? 14 : Form::is_backward ? 8 : 16;
   if (Form::walk == Walk::general) walk += 16 + (highest > 8 ? highest : 0);
+  if (Form::walk == Walk::power) walk += 6;
   if (Form::has_edges) walk += 8;
   if (Range::lowest < highest) walk += 10;
-  const int places = Form::has_columns ? 18 : !Form::is_backward ? 24 : highest > 8 ? 10 : 25;
+  const int places = Form::has_columns ? 19 : !Form::is_backward ? 24 : highest > 8 ? 10 : 25;
   return std::clamp(65536 / max_threads / (places + items + columns + walk * words), 1, 8);
 }();
 
@@ -247,10 +250,11 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
 
   if constexpr (Form::is_backward) {
     if (s.partials.at == nullptr) return;
+    const Place<Form::reading> at(s.partition);
+    const Block<Form, T> same(s, at);
     const auto reduce = [&](const auto& sums, int first_row, int used) {
-      block.reduce(sums, used, [&](int i, int local, T total) {
-        block.store(s.partials, first_row + i, elements.at.cell, local, total);
-      });
+      same.reduce(sums, used,
+                  [&](int i, int local, T total) { same.store(s.partials, first_row + i, at.cell, local, total); });
     };
     reduce(columns.sums, 0, K);
     if (Form::has_edges && s.edge == Edge::linear) reduce(columns.beyond, K, 2);
