@@ -43,10 +43,13 @@ def draw_all(results: Iterable[Results], folder: Path) -> list[Path]:
 
 def _draw_all(results: list[Results], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    written, environment = [], results[-1].environment
+    written = []
     for name, figure in FIGURES.items():
         chosen = figure.chosen(results)
         if chosen:
+            # The kernels' figure is of a GPU, and beside a file of the CPU the others are of that.
+            fitting = [r.environment for r in results if bool(r.environment["gpu"]) == (name == "gpu")]
+            environment = [results[-1].environment, *fitting][-1]
             drawn = figure.draw(chosen, environment["gpu"] or environment["cpu"])
             for suffix, silent in (("png", {}), ("svg", {"Date": None})):
                 path = folder / f"{name}.{suffix}"
