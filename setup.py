@@ -104,8 +104,8 @@ def cuda_home() -> Path | None:
 
 
 def extension(name: str, sources: list[str], libraries: tuple[str, ...] = (), **more) -> cpp_extension.CppExtension:
-    # Torch's libraries export parts of the libstdc++ that they were built with. Mixed with a newer one, a stream is
-    # made by the one and written by the other, which crashes; so the compiler's own comes first.
+    # Torch's libraries export parts of the libstdc++ that they were built with, so the compiler's own comes first, lest
+    # the two be mixed.
     first = ["stdc++"] if sys.platform == "linux" else []
     return cpp_extension.CppExtension(
         f"slaf_ext.{name}", sources, depends=headers, libraries=[*first, *libraries], **more

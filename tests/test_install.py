@@ -96,7 +96,7 @@ def test_every_instruction_set(capability, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the dynamic linker's report is that of glibc")
 def test_the_standard_library_is_the_compilers(tmp_path):
-    """Torch exports parts of its own, and a stream that two of them share ends the process where a sentence is due."""
+    """Torch exports parts of its own, of another release: no stream is to be made by one and used by the other."""
     code = "import torch, slaf_ext\ntry: slaf_ext.slaf(torch.zeros(3).long(), torch.zeros(3))\nexcept ValueError: pass"
     run(["-c", code], tmp_path, LD_DEBUG="bindings", LD_DEBUG_OUTPUT=str(tmp_path / "bindings"))
     report = "".join(path.read_text(errors="replace") for path in tmp_path.glob("bindings.*"))
