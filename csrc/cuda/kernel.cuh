@@ -250,6 +250,7 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
 
   if constexpr (Form::is_backward) {
     if (s.partials.at == nullptr) return;
+    // The block's place once more, which so takes no registers in the loop: see block_index.
     const Place<Form::reading> at(s.partition);
     const Block<Form, T> same(s, at);
     const auto reduce = [&](const auto& sums, int first_row, int used) {

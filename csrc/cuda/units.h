@@ -1,5 +1,5 @@
-// What is compiled for each storage type in source files of its own, side by side: forward_*.cu,
-// backward_*.cu and normalized_*.cu.
+// What is compiled for each storage type in source files of its own, side by side: forward_*.cu, backward_*.cu
+// and normalized_*.cu.
 #pragma once
 
 #include "device.h"
