@@ -47,8 +47,8 @@ def _draw_all(results: list[Results], folder: Path) -> list[Path]:
     for name, figure in FIGURES.items():
         chosen = figure.chosen(results)
         if chosen:
-            # The kernels' figure is of a GPU, and beside a file of the CPU the others are of that.
-            fitting = [r.environment for r in results if bool(r.environment["gpu"]) == (name == "gpu")]
+            # Beside a file of the CPU, one of a GPU has its own figure alone.
+            fitting = [r.environment for r in results if bool(r.environment["gpu"]) == figure.of_gpu]
             environment = [results[-1].environment, *fitting][-1]
             drawn = figure.draw(chosen, environment["gpu"] or environment["cpu"])
             for suffix, silent in (("png", {}), ("svg", {"Date": None})):
@@ -286,11 +286,12 @@ class Figure:
     caption: str
     chosen: Callable
     draw: Callable
+    of_gpu: bool = False
 
 
 FIGURES = {
     "headline": Figure("time of each variant", _headline_groups, _headline),
     "scaling": Figure("time against elements, degree, channels and threads", _sweeps, _scaling),
     "networks": Figure("time of a training step", _network_groups, _networks),
-    "gpu": Figure("share of a copy's bandwidth on a GPU", bars.floor, _floor),
+    "gpu": Figure("share of a copy's bandwidth on a GPU", bars.floor, _floor, of_gpu=True),
 }
