@@ -95,10 +95,10 @@ SLAF_INLINE V factor_at(int k, const V& point, const Rows<T>& rows) {
   return point * rows.a[k] + rows.b[k];
 }
 
-// t - c_k u, with what the kind of walk says of c_k, k >= 1
+// t - c_k u, with what the kind of walk says of c_k, k >= 1. Where c_k is 0, an infinite u must not make a NaN.
 template <Walk kind, typename V, typename T>
 SLAF_INLINE V less_product(const V& t, int k, const Rows<T>& rows, const V& u) {
-  if constexpr (kind == Walk::general) return t - u * rows.c[k];
+  if constexpr (kind == Walk::general) return rows.c[k] == T(0) ? t : t - u * rows.c[k];
   if constexpr (kind == Walk::scaled || kind == Walk::uniform) return t - u;
   return t;
 }

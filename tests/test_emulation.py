@@ -227,6 +227,20 @@ def test_highest_term_that_overflows(plain):
         torch.testing.assert_close(result.out, wanted, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("basis", ["monomial", "taylor"])
+def test_gradients_of_powers_at_infinity(plain, basis):
+    """No power meets a power before it, which 0 * inf would turn into NaN."""
+    for degree, layout in itertools.product((1, 3, 5, 9, 35), ("shared", "runs of odd length", "columns")):
+        case, grad_output = make(LAYOUTS[layout], degree, basis)
+        backward = replace(
+            case, x=torch.full_like(case.x, torch.inf), coeffs=case.coeffs.abs(), grad_output=grad_output.abs()
+        )
+        (result,) = plain.run([backward])
+        dx, grad_coeffs = cpu(backward)
+        assert dx.isinf().all() or degree == 1
+        torch.testing.assert_close((result.out, result.grad_coeffs.view_as(grad_coeffs)), (dx, grad_coeffs))
+
+
 def test_same_bits(plain):
     case, grad_output = make((5, 3, 49), 8, multiprocessors=2)
     cases = [replace(case, grad_output=grad_output)] * 3

@@ -296,14 +296,17 @@ def test_one_gradient_is_what_it_is_beside_the_other(dtype, basis):
         torch.testing.assert_close(gradients[False, True][1], dcoeffs)  # added in another order
 
 
-@pytest.mark.parametrize("degree", [1, 2, 3, 5, 8, 9])
+@pytest.mark.parametrize("degree", [1, 2, 3, 5, 8, 9, 35])
+@pytest.mark.parametrize("basis", ["monomial", "taylor"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_the_gradient_at_infinity_is_that_of_a_lower_degree(dtype, degree):
-    """phi_degree has no part in p', and 0 * inf must not make a NaN of it: with degree 1, dx is a_1 everywhere."""
+def test_gradients_at_infinity(dtype, basis, degree):
+    """No 0 * inf makes a NaN: phi_degree has no part in p', so dx is a_1 at degree 1; a power needs none before it."""
     for members in (1, 300):
         x = torch.full((members,), float("inf"), dtype=dtype, requires_grad=True)
-        slaf_ext.slaf(x, torch.ones(degree + 1, dtype=dtype), "monomial", dim=0).sum().backward()
+        coeffs = torch.ones(degree + 1, dtype=dtype, requires_grad=True)
+        slaf_ext.slaf(x, coeffs, basis, dim=0).sum().backward()
         assert torch.equal(x.grad, torch.full_like(x, 1.0 if degree == 1 else float("inf")))
+        assert coeffs.grad.tolist() == [members] + [float("inf")] * degree
 
 
 def test_memory_format_and_strides_are_kept_without_a_copy():

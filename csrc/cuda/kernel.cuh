@@ -203,7 +203,8 @@ inline constexpr int unroll = [] {
   if (!Form::has_columns && Form::is_backward) return is_crowded || highest <= 5 ? 1 : 2;
   if (!Form::has_columns) return highest > 16 ? 1 : 2;
   if (is_crowded) return 2;
-  return !Form::is_backward ? 6 : Form::width == 2 && highest <= 4 ? 3 : 4;
+  if (!Form::is_backward) return Form::walk == Walk::general ? 5 : 6;
+  return Form::width == 2 && highest <= 4 ? 3 : 4;
 }();
 
 // Blocks that the 65,536 registers of a multiprocessor are to hold at once.

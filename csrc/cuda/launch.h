@@ -108,8 +108,8 @@ inline constexpr int waves = [] {
   return sizeof(S) == 2 || (Form::is_backward && highest > 8) ? 4 : 16;
 }();
 
-// What make(Form{}) makes of the form for a kind of table. A general walk is always right, but for powers of an
-// infinity, which Horner's rule alone keeps; between edges there are no infinities.
+// What make(Form{}) makes of the form for a kind of table. A general walk is always right; shorter ones are compiled
+// where they are worth the time of the build.
 template <Family family, bool is_backward, Reading reading, int width, typename Make>
 auto make_for(Walk kind, const Make& make) {
   constexpr bool has_edges = family != Family::wide;
