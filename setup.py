@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
@@ -103,13 +102,8 @@ def cuda_home() -> Path | None:
     return Path(home[1]).resolve() if home else nvcc.resolve().parent.parent
 
 
-def extension(name: str, sources: list[str], libraries: tuple[str, ...] = (), **more) -> cpp_extension.CppExtension:
-    # Torch's libraries export parts of the libstdc++ that they were built with, so the compiler's own comes first, lest
-    # the two be mixed.
-    first = ["stdc++"] if sys.platform == "linux" else []
-    return cpp_extension.CppExtension(
-        f"slaf_ext.{name}", sources, depends=headers, libraries=[*first, *libraries], **more
-    )
+def extension(name: str, sources: list[str], **more) -> cpp_extension.CppExtension:
+    return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, depends=headers, **more)
 
 
 check_compiler("CXX", "c++")  # as torch has it
@@ -118,10 +112,10 @@ modules = [extension("_C", sources, include_dirs=[pybind11.get_include()], extra
 if home := cuda_home():
     cpp_extension.CUDA_HOME = str(home)  # which a CPU-only torch leaves unset
     # A library of its own, so that a CPU-only torch imports whatever was built.
-    libraries = ("cudart_static", "rt", "dl", "pthread", *(("torch_cuda",) if torch.version.cuda else ()))
+    libraries = ["cudart_static", "rt", "dl", "pthread", *(["torch_cuda"] if torch.version.cuda else [])]
     flags = {"cxx": cxx, "nvcc": [*common, "-Xcompiler=-fvisibility=hidden"]}
-    where = {"library_dirs": [str(home / "lib64")], "extra_compile_args": flags}
+    where = {"library_dirs": [str(home / "lib64")], "libraries": libraries, "extra_compile_args": flags}
     units = sorted(str(path.relative_to(root)) for path in root.glob("csrc/cuda/*.cu"))
-    modules.append(extension("_cuda", [*units, "csrc/arguments.cpp"], libraries, **where))
+    modules.append(extension("_cuda", [*units, "csrc/arguments.cpp"], **where))
 
 setup(ext_modules=modules, cmdclass={"build_ext": cpp_extension.BuildExtension})

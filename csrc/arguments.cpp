@@ -4,41 +4,50 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <cstdio>
 #include <limits>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 namespace slaf_ext {
 namespace {
 
+// As C writes it: 1e-39, nan. Streams are avoided: on a machine with a GPU, one that formatted a number ended in a
+// segmentation fault.
+std::string text_of(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", number);
+  return text;
+}
+std::string text_of(int64_t number) { return std::to_string(number); }
+std::string text_of(size_t number) { return std::to_string(number); }
+const char* text_of(const char* text) { return text; }
+const std::string& text_of(const std::string& text) { return text; }
+
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream sentence;
-  (sentence << ... << parts);
-  throw std::invalid_argument(sentence.str());
+  std::string sentence;
+  ((sentence += text_of(parts)), ...);
+  throw std::invalid_argument(sentence);
 }
 
-std::string shape_of(const Tensor& t) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
-  text << (t.dim() == 1 ? ",)" : ")");
-  return text.str();
+std::string shape_of(const int64_t* sizes, int64_t ndim) {
+  std::string text = "(";
+  for (int64_t d = 0; d < ndim; ++d) text += (d ? ", " : "") + text_of(sizes[d]);
+  return text + (ndim == 1 ? ",)" : ")");
 }
+std::string shape_of(const Tensor& t) { return shape_of(t.sizes().data(), t.dim()); }
 
 std::string device_of(const Tensor& t) {
-  std::ostringstream text;
-  text << (t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda" : "device");
-  if (!t.is_cpu()) text << ":" << t.get_device_index();
-  return text.str();
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "device:") + text_of(int64_t{t.get_device_index()});
 }
 
 // As Python writes it: 1.0, not 1.
 std::string as_float(double number) {
-  std::ostringstream text;
-  text << number;
-  const bool whole = text.str().find_first_not_of("-0123456789") == std::string::npos;
-  return text.str() + (whole ? ".0" : "");
+  const std::string text = text_of(number);
+  const bool whole = text.find_first_not_of("-0123456789") == std::string::npos;
+  return text + (whole ? ".0" : "");
 }
 
 bool same_device(const Tensor& a, const Tensor& b) {
@@ -98,8 +107,11 @@ Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t ndim,
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(ndim, sizes, strides, type, device_type, like.get_device_index(), &handle));
+  const auto status =
+      aoti_torch_empty_strided(ndim, sizes, strides, type, device_type, like.get_device_index(), &handle);
+  if (status != TORCH_SUCCESS)
+    throw std::runtime_error("out of memory: torch could not allocate " + name_of(dtype) + " of shape " +
+                             shape_of(sizes, ndim) + " on " + device_of(like) + "; take a smaller batch");
   return Tensor(handle);
 }
 

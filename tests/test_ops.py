@@ -1,5 +1,9 @@
 """The operators as PyTorch sees them: opcheck, torch.compile, export, and sentences for wrong input."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +124,24 @@ def test_the_same_sentence_from_the_function_the_operators_and_the_definition(ca
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
+
+
+@pytest.mark.cpu("memory is limited by the process")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is read from Linux's /proc")
+def test_no_memory_for_a_result_is_said():
+    code = """if True:
+        import resource, torch, slaf_ext
+        x, coeffs = torch.empty(2**28), torch.ones(3)
+        slaf_ext.slaf(x[:9], coeffs)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+        slaf_ext.slaf(x, coeffs)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        "RuntimeError: out of memory: torch could not allocate float32 of shape (268435456,) on cpu; "
+        "take a smaller batch"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of torch, on some of its layouts
