@@ -229,8 +229,9 @@ def _python_function(case: Case) -> Prepared:
 def _normalized(case: Case) -> Prepared:
     """SLAF(normalize=True) in training, running statistics included."""
     module = slaf_ext.SLAF(
-        case.degree, case.groups, basis=case.recurrence, dim=case.dim, normalize=True, eps=SLAF_EPS,
-        init=torch.tensor(coefficients(case)), device=case.device, dtype=DTYPES[case.dtype],
+        case.degree, case.groups, basis=case.recurrence, dim=case.dim, domain=None, outside="extrapolate",
+        normalize=True, eps=SLAF_EPS, init=torch.tensor(coefficients(case)),
+        device=case.device, dtype=DTYPES[case.dtype],
     )  # fmt: skip
     return Prepared(lambda x, _: module(x), (module.coeffs,), bases.get(case.recurrence), normalized=True)
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class SLAF(nn.Module):
     """A self-learnable activation function: f(x) = Σ_k a_k φ_k(x), element by element, with trained a_k.
 
+    With nothing else said it starts near GELU on (−4, 4) and goes on along its tangents, which trains from scratch; see
+    :func:`slaf_ext.training.recipe` for more. A polynomial everywhere takes ``outside="extrapolate"``.
+
     Args:
         degree: n; the module has n + 1 coefficients a group.
         num_groups: 1 for one polynomial for all of x; else G polynomials for G groups of neighbours
@@ -33,12 +36,15 @@ class SLAF(nn.Module):
         basis: the φ_k, a name or a :class:`slaf_ext.bases.Basis`.
         dim: the dimension of x along which the groups lie: 1 for (N, C, …), −1 for (…, features).
         domain: (lo, hi), mapped affinely onto the basis's window; None for no map.
-        outside: "extrapolate", "clamp" or "linear", see :func:`slaf_ext.slaf`.
+        outside: "extrapolate", "clamp" or "linear", see :func:`slaf_ext.slaf`: what f does beyond the domain, or
+            without one beyond the basis's window, (−1, 1) for most. None for "linear", or with `normalize` "clamp", or
+            without a domain "extrapolate".
         init: how the coefficients start: "identity", f(x) = x; "noisy_identity", the paper's: f(x) = x
             plus a standard normal draw on every coefficient but the constant, which gets 0.1; "variance_preserving":
             random, and f(X) has mean 0 and variance 1 for a standard normal X; the name of an activation
             ("relu", "gelu", …) or a function, which :func:`slaf_ext.fit` fits by least squares on the domain, or,
-            without one, on the basis's window alone, (−1, 1) for most; or a tensor or an array of shape (K,) or (G, K).
+            without one, on the window; or a tensor or an array of shape (K,) or (G, K). None for "gelu", or with
+            `normalize` "identity".
         normalize: the paper's normalised form, for which the first column of the coefficients is a bias β and the
             others are weights w_k: f(x) = β + Σ_k w_k (φ_k(x) − μ_k) / sqrt(v_k + eps), k = 1 … n. In training mode μ_k
             and v_k are the mean and the biased variance of φ_k(x) over the elements of a group, and gradients flow
@@ -64,9 +70,9 @@ class SLAF(nn.Module):
 
     Example:
         >>> import torch, slaf_ext
-        >>> f = slaf_ext.SLAF(3, basis="legendre", domain=(-4, 4))
+        >>> f = slaf_ext.SLAF(3, basis="legendre", init="identity")
         >>> f
-        SLAF(3, basis='legendre', domain=(-4.0, 4.0))
+        SLAF(3, basis='legendre', domain=(-4.0, 4.0), outside='linear')
         >>> f(torch.tensor([[1.0, -2.0]]))
         tensor([[ 1., -2.]], grad_fn=<SlafFunctionBackward>)
 
@@ -84,9 +90,9 @@ class SLAF(nn.Module):
         *,
         basis: str | Basis = "chebyshev",
         dim: int = 1,
-        domain: tuple[float, float] | None = None,
-        outside: str = "extrapolate",
-        init: str | Tensor | np.ndarray | Sequence | Callable = "identity",
+        domain: tuple[float, float] | None = (-4.0, 4.0),
+        outside: str | None = None,
+        init: str | Tensor | np.ndarray | Sequence | Callable | None = None,
         normalize: bool = False,
         momentum: float | None = 0.01,
         eps: float = 1e-5,
@@ -100,11 +106,14 @@ class SLAF(nn.Module):
         self.basis = bases.get(basis)
         self.dim = check_dim(dim)
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
-        self.outside = check_outside(outside)
-        self.init = as_init(init)
+        self.normalize = bases.check_bool(normalize, "normalize")
+        usual_outside, usual_init = ("clamp", "identity") if self.normalize else ("linear", "gelu")
+        if domain is None:
+            usual_outside = "extrapolate"
+        self.outside = check_outside(usual_outside if outside is None else outside)
+        self.init = as_init(usual_init if init is None else init)
         if momentum is not None:
             momentum = bases.check_real(momentum, "momentum", lambda t: 0 <= t <= 1, "a number from 0 to 1, or None")
-        self.normalize = bases.check_bool(normalize, "normalize")
         self.momentum = momentum
         self.eps = check_eps(eps)
         self.sync = bases.check_bool(sync, "sync")
@@ -190,7 +199,7 @@ class SLAF(nn.Module):
 
         Example:
             >>> import torch, slaf_ext
-            >>> f = slaf_ext.SLAF(2, basis="monomial", normalize=True, momentum=None)
+            >>> f = slaf_ext.SLAF(2, basis="monomial", domain=None, normalize=True, momentum=None)
             >>> _ = f(torch.tensor([1.0, 3.0]))                    # mean 2, variance 1
             >>> f.fold().coeffs.detach().round(decimals=3)
             tensor([-2.,  1.,  0.])

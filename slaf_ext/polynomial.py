@@ -104,7 +104,7 @@ def to_polynomial(model: nn.Module, *, max_terms: int = 20_000) -> MultivariateP
 
     Example:
         >>> import torch, slaf_ext
-        >>> square = slaf_ext.SLAF(2, basis="monomial", init=torch.tensor([0.0, 0.0, 1.0]))
+        >>> square = slaf_ext.SLAF(2, basis="monomial", domain=None, init=[0, 0, 1])
         >>> first, last = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 1)
         >>> with torch.no_grad():
         ...     _ = first.weight.copy_(torch.tensor([[1.0, 2.0]])), last.weight.fill_(3.0), last.bias.fill_(1.0)

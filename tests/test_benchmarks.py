@@ -186,7 +186,8 @@ def constant_statistics(case):
 
 
 def another_eps(case):
-    module = slaf_ext.SLAF(case.degree, case.groups, normalize=True, eps=0.1)
+    where = {"domain": None, "outside": "extrapolate"}
+    module = slaf_ext.SLAF(case.degree, case.groups, **where, normalize=True, eps=0.1)
     module.coeffs.data.copy_(torch.tensor(variants.coefficients(case)))
     return variants.Prepared(lambda x, _: module(x), (module.coeffs,), bases.get(case.basis), normalized=True)
 

@@ -105,7 +105,8 @@ def converted(model, **options):
 
 
 def expanded(**options):
-    model = nn.Sequential(nn.Linear(3, 4, **HOST), SLAF(2, 4, **HOST, **options), nn.Linear(4, 2, **HOST)).eval()
+    activation = SLAF(2, 4, outside="extrapolate", **HOST, **options)
+    model = nn.Sequential(nn.Linear(3, 4, **HOST), activation, nn.Linear(4, 2, **HOST)).eval()
     polynomial = slaf_ext.to_polynomial(model)
     return polynomial.coeffs, polynomial(X), str(polynomial.to_sympy())
 

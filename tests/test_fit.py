@@ -200,7 +200,8 @@ def test_minimax_splits_a_jump():
 @pytest.mark.parametrize("domain", [None, (-3, 5)])
 def test_to_numpy_equals_the_module(basis, domain):
     torch.manual_seed(0)
-    f = SLAF(5, 3, basis=basis, domain=domain, init=torch.randn(3, 6, dtype=torch.float64), dtype=torch.float64)
+    start = torch.randn(3, 6, dtype=torch.float64)
+    f = SLAF(5, 3, basis=basis, domain=domain, outside="extrapolate", init=start, dtype=torch.float64)
     x = torch.linspace(-1, 1, 11, dtype=torch.float64)
     y = f(x.expand(2, 3, 11)).detach()
     for group in range(3):

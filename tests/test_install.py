@@ -57,7 +57,8 @@ def test_the_folder_of_the_sources_is_no_obstacle(tmp_path):
     sources = shutil.copytree(package, tmp_path / "sources" / "slaf_ext", ignore=NOT_SOURCES)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "slaf_ext").symlink_to(package)
-    code = "import slaf_ext; print(slaf_ext.__file__, slaf_ext.SLAF(1)(slaf_ext.ops.torch.ones(2, 2)).sum().item())"
+    work = "slaf_ext.SLAF(1, init=[0, 4])(slaf_ext.ops.torch.ones(2, 2)).sum().item()"
+    code = f"import slaf_ext; print(slaf_ext.__file__, {work})"
     printed = run(["-c", UNHOOKED + code], sources.parent, PYTHONPATH=str(tmp_path / "site"))
     assert printed.split() == [str(sources / "__init__.py"), "4.0"]
 

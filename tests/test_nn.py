@@ -16,17 +16,33 @@ from slaf_ext import SLAF, bases
 @pytest.mark.parametrize("degree", [1, 2, 6])
 @pytest.mark.parametrize("name", bases.names())
 def test_identity(name, degree, domain):
-    module = SLAF(degree, 4, basis=name, domain=domain, dtype=torch.float64)
+    module = SLAF(degree, 4, basis=name, domain=domain, init="identity", dtype=torch.float64)
     x = torch.randn(5, 4, dtype=torch.float64)
     torch.testing.assert_close(module(x), x)
 
 
+@pytest.mark.parametrize("name", bases.names())
+def test_with_nothing_else_said_it_is_near_gelu_and_goes_on_along_tangents(name):
+    module = SLAF(6, basis=name, dtype=torch.float64)
+    x = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    assert (module(x) - torch.nn.functional.gelu(x)).abs().max() < 0.12
+    far = torch.tensor([4.0, 5.0, 6.0, 1e6], dtype=torch.float64)
+    y = module(far)
+    torch.testing.assert_close(y[2] - y[1], y[1] - y[0])
+    torch.testing.assert_close(y[3] - y[0], (y[1] - y[0]) * (1e6 - 4))
+    assert (module.domain, module.outside) == ((-4.0, 4.0), "linear")
+    normalised = SLAF(6, basis=name, normalize=True)
+    assert (normalised.domain, normalised.outside, normalised.init) == ((-4.0, 4.0), "clamp", "identity")
+    for normalize in (False, True):
+        assert SLAF(6, basis=name, domain=None, normalize=normalize).outside == "extrapolate"
+
+
 def test_degree_zero_is_a_constant():
-    assert SLAF(0, domain=(1, 3))(torch.randn(2, 2)).tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert SLAF(0, domain=(1, 3), init="identity")(torch.randn(2, 2)).tolist() == [[2.0, 2.0], [2.0, 2.0]]
 
 
 def test_noisy_identity():
-    a = SLAF(3, 1000, basis="monomial", init="noisy_identity").coeffs
+    a = SLAF(3, 1000, basis="monomial", domain=None, init="noisy_identity").coeffs
     torch.testing.assert_close(a[:, 0], torch.full((1000,), 0.1))
     torch.testing.assert_close(a[:, 1:].mean(0), torch.tensor([1.0, 0.0, 0.0]), atol=0.15, rtol=0)
     torch.testing.assert_close(a[:, 1:].std(0), torch.ones(3), atol=0.15, rtol=0)
@@ -79,7 +95,8 @@ def test_habits_of_modules():
 
 
 def test_repr():
-    assert repr(SLAF(5)) == "SLAF(5, basis='chebyshev')"
+    assert repr(SLAF(5)) == "SLAF(5, basis='chebyshev', domain=(-4.0, 4.0), outside='linear')"
+    assert repr(SLAF(5, domain=None)) == "SLAF(5, basis='chebyshev')"
     assert repr(SLAF(2, 8, basis="legendre", dim=-1, domain=(-2, 2), outside="linear")) == (
         "SLAF(2, num_groups=8, basis='legendre', dim=-1, domain=(-2.0, 2.0), outside='linear')"
     )
@@ -89,7 +106,7 @@ def test_trains():
     """A degree-5 SLAF learns the polynomial that makes the data."""
     x = torch.rand(512, 1) * 2 - 1
     target = slaf_ext.slaf(x, torch.tensor([0.3, -1.0, 0.5, 0.25, 0.0, 0.7]))
-    module = SLAF(5)
+    module = SLAF(5, domain=None, init="identity")
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
@@ -123,7 +140,7 @@ def test_arrays_are_starts(init):
         ((2,), {"dtype": torch.int64}, "dtype is torch.int64; coefficients are float16"),
         ((2,), {"dtype": torch.complex64}, "dtype is torch.complex64; coefficients are float16"),
         ((2,), {"init": "glorot"}, "init is 'glorot'; it must be"),
-        ((2,), {"init": None}, "init is None; it must be a name, a function"),
+        ((2,), {"init": {}}, "init is {}; it must be a name, a function"),
         ((2,), {"init": ["a", 1, 2]}, r"init is \['a', 1, 2\]; it must be a name, a function"),
         ((2,), {"init": [[1, 2], [3]]}, "init is .*; it must be a name, a function"),
         ((2,), {"init": np.ones((2, 3, 4))}, r"init is a tensor of shape \(2, 3, 4\)"),

@@ -324,7 +324,7 @@ def test_a_domain_is_what_its_numbers_are_at_the_call():
 
 
 def test_integers_of_numpy():
-    f = slaf_ext.SLAF(np.int64(2), np.int32(2), dim=np.int64(-1))
+    f = slaf_ext.SLAF(np.int64(2), np.int32(2), dim=np.int64(-1), domain=None, outside="extrapolate")
     assert (f.degree, f.num_groups, f.dim, type(f.dim)) == (2, 2, -1, int)
     assert torch.equal(f(X), slaf_ext.slaf(X, f.coeffs, dim=np.int16(-1)))
 

@@ -66,7 +66,7 @@ def steady(groups):
 def test_a_group_that_soars_does_not_flatten_the_rest(groups, inputs):
     rows = steady(groups)
     rows[0, 5] = 1000
-    ax = SLAF(5, groups, init=rows).plot(inputs=inputs and torch.rand(500, groups) * 2 - 1)
+    ax = SLAF(5, groups, domain=None, init=rows).plot(inputs=inputs and torch.rand(500, groups) * 2 - 1)
     bottom, top = ax.get_ylim()
     assert bottom <= -0.95
     assert top >= 0.95
@@ -77,7 +77,7 @@ def test_a_group_that_soars_does_not_flatten_the_rest(groups, inputs):
 def test_one_steep_tangent_does_not_flatten_the_curve(inputs):
     # The tangent at 1 has a slope of about 25 · 1, and rises by 5 where the curve itself is within ±1.2.
     rows = torch.tensor([0.0, 0.2, 0, 0, 0, 1])
-    ax = SLAF(5, init=rows, outside="linear").plot(inputs=inputs)
+    ax = SLAF(5, domain=None, outside="linear", init=rows).plot(inputs=inputs)
     assert max(line.get_ydata().max() for line in ax.lines[:1]) > 5
     assert ax.get_ylim()[1] < 4
 

@@ -20,7 +20,8 @@ def network(seed, widths, degrees, basis="chebyshev", domain=None, per_unit=Fals
         groups = widths[i + 1] if per_unit else 1
         shape = (groups, degree + 1) if groups > 1 else (degree + 1,)
         start = torch.randn(shape, dtype=torch.float64)
-        activation = SLAF(degree, groups, basis=basis, domain=domain, init=start, dtype=torch.float64)
+        where = {"domain": domain, "outside": "extrapolate"}
+        activation = SLAF(degree, groups, basis=basis, **where, init=start, dtype=torch.float64)
         layers += [nn.Linear(widths[i], widths[i + 1], dtype=torch.float64), activation]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], dtype=torch.float64)).eval()
 
@@ -65,7 +66,9 @@ def test_one_variable_is_numpys_composition():
 def test_every_layer_that_is_known():
     torch.manual_seed(1)
     norm = nn.BatchNorm1d(3, dtype=torch.float64)
-    normalised = SLAF(2, 3, normalize=True, momentum=0.5, init="noisy_identity", dtype=torch.float64)
+    normalised = SLAF(
+        2, 3, outside="extrapolate", normalize=True, momentum=0.5, init="noisy_identity", dtype=torch.float64
+    )
     first, last = nn.Linear(4, 3, dtype=torch.float64), nn.Linear(3, 2, bias=False, dtype=torch.float64)
     bare = nn.BatchNorm1d(2, affine=False, dtype=torch.float64)
     model = nn.Sequential(nn.Flatten(), nn.Sequential(first, norm, nn.Identity()), normalised, nn.Dropout(), last, bare)
@@ -101,9 +104,9 @@ def test_the_size_is_refused_before_any_work():
         ([nn.Linear(2, 2), nn.ReLU()], "ReLU is not a polynomial layer"),
         ([nn.Linear(2, 2), SLAF(2, outside="clamp")], "only outside='extrapolate'"),
         ([nn.Linear(2, 3), nn.Linear(2, 1)], "takes 2 inputs and the layer before it gives 3"),
-        ([nn.Linear(2, 3), SLAF(2, 2)], "2 groups, which do not divide the 3 units"),
-        ([nn.Linear(2, 4), SLAF(2, 2, dim=2)], "along dim 2"),
-        ([SLAF(2)], "number of inputs is unknown"),
+        ([nn.Linear(2, 3), SLAF(2, 2, outside="extrapolate")], "2 groups, which do not divide the 3 units"),
+        ([nn.Linear(2, 4), SLAF(2, 2, dim=2, outside="extrapolate")], "along dim 2"),
+        ([SLAF(2, outside="extrapolate")], "number of inputs is unknown"),
         ([nn.Flatten(0), nn.Linear(2, 2)], "flattening of all but the first"),
         ([nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)], "no running statistics"),
         ([nn.Linear(2, 2), SLAF(2, normalize=True).train()], "training mode"),
