@@ -11,9 +11,9 @@ test: .venv/built
 bench: .venv/built
 	$(PY) -m benchmarks $(ARGS)
 
-# The experiments of the paper, quick preset.
+# The paper's experiments and others, small and short: under four minutes on two cores.
 paper: .venv/built
-	$(PY) -m benchmarks.paper $(ARGS)
+	$(PY) -m examples.experiments --quick $(ARGS)
 
 # On a machine with an NVIDIA GPU, torch and nvcc, with no network: builds with the torch of $(PYTHON), tests,
 # sanitizes and measures in under 6 minutes, and writes everything under OUT; the last lines say what failed.
