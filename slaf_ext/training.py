@@ -428,15 +428,15 @@ _RECIPES = {
     for r in (
         Recipe(
             "polynomial",
-            use="targets that are polynomials, or nearly: a plain low degree, in two or three layers",
-            fails="with many layers or a higher degree, where values grow as a power of a power; on targets with kinks",
+            use="targets that are polynomials, or nearly: a plain low degree in few layers",
+            fails="little by little with every layer more than two; on targets that wave or have kinks",
             degree=2,
             options={"basis": "hermite_e", "domain": None, "init": "noisy_identity"},
         ),
         Recipe(
             "bounded",
             use="irregular targets of few inputs: a high degree, normalised, and held within its domain",
-            fails="with more than three or four layers; with small batches, whose statistics are noise",
+            fails="with more than three layers; with small batches, whose statistics are noise",
             degree=7,
             options={
                 "domain": (-3.0, 3.0),
@@ -476,8 +476,8 @@ def recipe(name: str) -> Recipe:
 
     | recipe | for | where it fails |
     |---|---|---|
-    | polynomial | targets that are polynomials | more than three layers, kinks |
-    | bounded | irregular targets of few inputs | more than four layers, small batches |
+    | polynomial | targets that are polynomials | waves and kinks; many layers |
+    | bounded | irregular targets of few inputs | more than three layers, small batches |
     | drop-in | in place of ReLU or GELU, at any depth | where BatchNorm does |
     | encrypted | networks that must be polynomial everywhere | inputs beyond the range seen, many layers |
 

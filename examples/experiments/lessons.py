@@ -88,7 +88,7 @@ LESSONS = [
     ("a start at the identity", "sparse 4", varied("polynomial", init="identity")),
     ("monomials of degree 7", "two-spiral", varied("bounded", basis="monomial", init="identity", **WHOLE_LINE)),
     ("tails that are not held", "digits, 6 layers", varied("drop-in", **WHOLE_LINE)),
-    ("weight decay on coefficients", "sparse 4", Decayed(**vars(recipe("polynomial")))),
+    ("weight decay of 1 on coefficients", "sparse 4", Decayed(**vars(recipe("polynomial")))),
 ]
 
 
