@@ -188,6 +188,8 @@ def test_the_committed_tables_are_those_of_their_raw_files():
         "table.md": report.table(json.loads((folder / "raw.json").read_text())["rows"]),
         "defaults.md": defaults.table(json.loads((folder / "defaults.json").read_text())),
     }
+    full = json.loads((folder / "full" / "raw.json").read_text())["rows"]
+    assert (folder / "full" / "table.md").read_text() == report.table(full)
     for name, table in tables.items():
         assert (folder / name).read_text() == table
         assert table in page
