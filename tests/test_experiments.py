@@ -131,6 +131,13 @@ def test_a_run(monkeypatch):
     assert load().score(again, tasks.split(load().data, 0)[2]) == rows[0]["scores"][0]
 
 
+def test_a_task_without_a_full_size_gets_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["experiments", "--full", "--task", "digits"])
+    with pytest.raises(SystemExit):
+        experiments.main()
+    assert "digits has no full size; those that have one are two-spiral, sparse 3" in capsys.readouterr().err
+
+
 def rows_with(task, measure="MSE", parameters=100, **scores):
     """A row for each kind with the mean of its scores, and a deviation of a tenth."""
     return [

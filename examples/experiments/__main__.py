@@ -96,6 +96,8 @@ def main() -> None:
     seeds = arguments.seeds or (3 if arguments.quick else 5)
     if seeds < 2:
         parser.error(f"--seeds is {seeds}; a deviation needs at least 2")
+    if arguments.full and (unknown := [name for name in arguments.task or () if name not in FULL]):
+        parser.error(f"{unknown[0]} has no full size; those that have one are {', '.join(FULL)}")
     kinds = (*OURS, *(("relu", "gelu") if arguments.quick else RIVALS))
     rates = (1e-2, 3e-3) if arguments.quick else (2e-2, 1e-2, 3e-3)
     size = "full" if arguments.full else "small"

@@ -82,7 +82,7 @@ TASKS = {
     **SMALL,
     "digits, 6 layers": lambda: Task("digits", flat_digits(), (WIDTH,) * 6, 10, 15, 64, recipe("drop-in")),
 }
-WHOLE_LINE = {"domain": None, "outside": "extrapolate"}  # which recipes name
+WHOLE_LINE = {"domain": None, "outside": "extrapolate"}
 # What goes wrong, the task that shows it, and the recipe with that mistake in it. BatchNorm is left out.
 LESSONS = [
     ("a start at the identity", "sparse 4", varied("polynomial", init="identity")),

@@ -24,7 +24,6 @@ else:
     RIVALS["rational"] = Rational
 # slaf: the task's recipe. default: SLAF(5, channels). hybrid: the recipe's activation first, ReLU in all other places.
 OURS = ("slaf", "default", "hybrid")
-CLIP = 5.0
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,14 @@ def train(task: Task, kind: str, choice: Choice, seed: int, scale: float = 1.0) 
         optimizer, schedule = recipe.optimizer(model, task.epochs, steps)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=task.recipe.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, choice.rate, total_steps=task.epochs * steps + 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, choice.rate, total_steps=task.epochs * steps + 1, pct_start=task.recipe.warmup
+        )
     return model, fit(task, model, optimizer, schedule, x, y)
 
 
 def fit(
-    task: Task,
-    model: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler | None,
-    x: Tensor,
-    y: Tensor,
-    clip: float = CLIP,
+    task: Task, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, x: Tensor, y: Tensor
 ) -> float:
     """Trains the model, and returns the median seconds of a step."""
     times = []
@@ -111,7 +106,7 @@ def fit(
             start = time.perf_counter()
             optimizer.zero_grad()
             task.loss(model, x[index], y[index]).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            nn.utils.clip_grad_norm_(model.parameters(), task.recipe.clip)
             optimizer.step()
             if schedule:
                 schedule.step()
