@@ -195,11 +195,11 @@ def test_the_committed_tables_are_those_of_their_raw_files():
         "table.md": report.table(json.loads((folder / "raw.json").read_text())["rows"]),
         "defaults.md": defaults.table(json.loads((folder / "defaults.json").read_text())),
     }
-    full = json.loads((folder / "full" / "raw.json").read_text())["rows"]
-    assert (folder / "full" / "table.md").read_text() == report.table(full)
+    for raw in folder.glob("full-*/raw.json"):
+        tables[f"{raw.parent.name}/table.md"] = report.table(json.loads(raw.read_text())["rows"])
     for name, table in tables.items():
         assert (folder / name).read_text() == table
-        assert table in page
+        assert table in page or name.startswith("full-")
 
 
 def test_candidates_for_the_defaults():
@@ -229,3 +229,29 @@ def test_a_mistake_differs_from_its_recipe():
         assert mistaken.options != usual.options or type(mistaken) is not type(usual)
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), SLAF(2))
     assert lessons.Decayed(**vars(usual)).optimizer(net, 1, 1)[0].param_groups[1]["weight_decay"] == 1
+
+
+def test_the_range_penalty_is_in_the_loss_and_the_largest_input_is_seen():
+    task = lessons.digits_task("encrypted")
+    (x, y), _, _ = tasks.split(task.data, 0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 10), SLAF(2))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.copy_(torch.tensor([-9.0, *[1.0] * 9]))
+    watch = lessons.range_penalty(net, 0.5)
+    plain = task.loss(net, x[:8], y[:8])
+    _ = watch.penalty()
+    watched = dataclasses.replace(task, watch=watch).loss(net, x[:8], y[:8])
+    # One of ten inputs is 5 outside (-4, 4).
+    torch.testing.assert_close(watched - plain, torch.tensor(0.5 * 25 / 10))
+    assert lessons.largest_input(net, x[:8]) == 9
+
+
+def test_polynomial_networks_hold_polynomials_and_the_recipe_differs_by_its_penalty():
+    task = dataclasses.replace(lessons.digits_task("encrypted"), epochs=1)
+    networks = lessons.polynomial_networks(task, 0)
+    degrees = {name: {m.degree for m in net.modules() if isinstance(m, SLAF)} for name, (net, _) in networks.items()}
+    converted = {"converted, degree 2": {2}, "converted, degree 8": {8}}
+    assert degrees == {"ReLU": set(), **converted, "no range penalty": {2}, "the recipe": {2}}
+    weights = [next(networks[name][0].parameters()) for name in ("no range penalty", "the recipe")]
+    assert not torch.equal(*weights)

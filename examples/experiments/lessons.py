@@ -1,6 +1,6 @@
 """What makes SLAF networks fail, each shown by a run, and how signals cross deep ones.
 
-``python -m examples.experiments.lessons`` writes lessons.md, depth.png and curves.png, in three minutes.
+``python -m examples.experiments.lessons`` writes lessons.md, depth.png and curves.png, in four minutes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import torch
 from matplotlib import pyplot
 from torch import Tensor, nn
 
-from slaf_ext import SLAF
-from slaf_ext.training import Recipe, recipe
+from slaf_ext import SLAF, convert
+from slaf_ext.training import RangeWatch, Recipe, range_penalty, recipe
 
 from .tasks import SMALL, Task, digits, split
-from .train import Choice, fit, network, train
+from .train import Choice, fit, network, rivals_optimizer, train
 
 WIDTH = 64  # and the pixels of a digit
 Activation = Callable[[int], nn.Module]
@@ -154,16 +154,83 @@ def depth(out: Path, seeds: int) -> str:
     return "\n".join([*lines, "", f"The drop-in recipe on digits at its own rate: percent, {seeds} seeds."])
 
 
-def deep_error(build: Callable[[Recipe], nn.Module], seed: int, epochs: int = 20) -> float:
-    """The test error on digits, in percent."""
+def deep_error(build: Callable[[Recipe], nn.Module], seed: int) -> float:
     torch.manual_seed(seed)
-    r = recipe("drop-in")
-    task = Task("digits", flat_digits(), (), 10, epochs, 64, r)
+    task = digits_task("drop-in")
+    return train_digits(build(task.recipe), task, seed)
+
+
+@dataclass(frozen=True)
+class Watched(Task):
+    """A task with the range penalty in its loss."""
+
+    watch: RangeWatch | None = None
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return super().loss(model, x, y) + (self.watch.penalty() if self.watch else 0)
+
+
+def digits_task(name: str) -> Watched:
+    return Watched("digits", flat_digits(), (), 10, 20, 64, recipe(name))
+
+
+def train_digits(model: nn.Module, task: Task, seed: int) -> float:
+    """The test error in percent, after training at the recipe's rate."""
     (x, y), _, test = split(task.data, seed)
-    model, steps = build(r), len(x) // task.batch
-    optimizer, schedule = r.optimizer(model, epochs, steps)
+    steps = len(x) // task.batch
+    if any(isinstance(module, SLAF) for module in model.modules()):
+        optimizer, schedule = task.recipe.optimizer(model, task.epochs, steps)
+    else:
+        optimizer, schedule = rivals_optimizer(model, task, 1e-2, steps)
     fit(task, model, optimizer, schedule, x, y)
     return 100 * task.score(model, test)
+
+
+@torch.no_grad()
+def largest_input(model: nn.Module, x: Tensor) -> float:
+    """The largest absolute value that a SLAF sees."""
+    seen: list[float] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max().item()))
+        for module in model.modules()
+        if isinstance(module, SLAF)
+    ]
+    model.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    return max(seen, default=math.nan)
+
+
+def polynomial_networks(task: Watched, seed: int) -> dict[str, tuple[nn.Module, float]]:
+    """Residual networks of 6 layers, polynomial everywhere but for the first, with their test errors in percent.
+
+    They are trained as they are, with the range penalty and without, or converted from the trained ReLU network.
+    """
+    torch.manual_seed(seed)
+    relu = residual(lambda channels: nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()), 6)
+    found = {"ReLU": (relu, train_digits(relu, task, seed))}
+    (x, _), _, test = split(task.data, seed)
+    for degree in (2, 8):
+        model, _ = convert(relu, x, degree=degree, outside="extrapolate")
+        found[f"converted, degree {degree}"] = model, 100 * task.score(model, test)
+    for name, strength in (("no range penalty", 0.0), ("the recipe", task.recipe.range_penalty)):
+        torch.manual_seed(seed)
+        model = residual(task.recipe.activation, 6)
+        watch = range_penalty(model, strength)
+        found[name] = model, train_digits(model, replace(task, watch=watch), seed)
+        watch.remove()
+    return found
+
+
+def encrypted(seeds: int) -> str:
+    task = digits_task("encrypted")
+    runs = [polynomial_networks(task, seed) for seed in range(seeds)]
+    lines = ["| network | test error | largest input of a polynomial |", "|---|--:|--:|"]
+    for name in runs[0]:
+        ranges = [largest_input(run[name][0], split(task.data, seed)[2][0]) for seed, run in enumerate(runs)]
+        largest = "" if name == "ReLU" else summary(ranges)
+        lines.append(f"| {name} | {summary([run[name][1] for run in runs])} | {largest} |")
+    return "\n".join([*lines, "", f"The encrypted recipe, of degree 2, on digits: percent, {seeds} seeds."])
 
 
 def curves(out: Path) -> None:
@@ -195,7 +262,8 @@ def main() -> None:
     mpl.use("agg")
     arguments.out.mkdir(parents=True, exist_ok=True)
     curves(arguments.out)
-    text = lessons(arguments.seeds) + "\n\n" + depth(arguments.out, arguments.seeds) + "\n"
+    parts = lessons(arguments.seeds), depth(arguments.out, arguments.seeds), encrypted(arguments.seeds)
+    text = "\n\n".join(parts) + "\n"
     (arguments.out / "lessons.md").write_text(text)
     print(text)
 

@@ -78,6 +78,14 @@ def widened(task: Task, kind: str, batch_norm: bool) -> float:
     return max((s for s in scales if parameters(network(task, kind, batch_norm, s)) <= budget), default=1.0)
 
 
+def rivals_optimizer(model: nn.Module, task: Task, rate: float, steps: int) -> tuple[Optimizer, LRScheduler]:
+    """What a recipe's optimizer is, for a model without SLAFs."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=task.recipe.weight_decay)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=task.epochs * steps + 1, pct_start=task.recipe.warmup
+    )
+
+
 def train(task: Task, kind: str, choice: Choice, seed: int, scale: float = 1.0) -> tuple[nn.Module, float]:
     """A trained network, and the median seconds of a step."""
     torch.manual_seed(seed)
@@ -88,10 +96,7 @@ def train(task: Task, kind: str, choice: Choice, seed: int, scale: float = 1.0) 
         recipe = replace(task.recipe, lr=choice.rate, coeffs_lr=choice.rate)
         optimizer, schedule = recipe.optimizer(model, task.epochs, steps)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=task.recipe.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, choice.rate, total_steps=task.epochs * steps + 1, pct_start=task.recipe.warmup
-        )
+        optimizer, schedule = rivals_optimizer(model, task, choice.rate, steps)
     return model, fit(task, model, optimizer, schedule, x, y)
 
 
