@@ -255,3 +255,16 @@ def test_polynomial_networks_hold_polynomials_and_the_recipe_differs_by_its_pena
     assert degrees == {"ReLU": set(), **converted, "no range penalty": {2}, "the recipe": {2}}
     weights = [next(networks[name][0].parameters()) for name in ("no range penalty", "the recipe")]
     assert not torch.equal(*weights)
+
+
+def test_networks_can_be_chosen(monkeypatch, capsys):
+    rows = rows_with("sparse 3", slaf=0.004, relu=0.1)
+    assert report.bars(rows) == ["- kept: sparse 3, at most 0.05: 0.04 of relu's error, with 1 of its parameters."]
+    assert [line.split("|")[2].strip() for line in report.table(rows).splitlines()[2:4]] == [
+        "SLAF, recipe",
+        "relu + BatchNorm",
+    ]
+    monkeypatch.setattr("sys.argv", ["experiments", "--network", "slaf", "hybrid"])
+    with pytest.raises(SystemExit):
+        experiments.main()
+    assert "--network is slaf hybrid; a comparison needs slaf and a rival" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def main() -> None:
     sizes.add_argument("--quick", action="store_true", help="half the epochs, three seeds, two rates, two rivals")
     sizes.add_argument("--full", action="store_true", help="the paper's sizes; many hours on a CPU")
     parser.add_argument("--task", nargs="+", choices=[*SMALL], help="these alone")
-    parser.add_argument("--rivals", nargs="+", choices=[*RIVALS], help="these alone")
+    parser.add_argument("--network", nargs="+", choices=[*OURS, *RIVALS], help="these alone; slaf and a rival at least")
     parser.add_argument("--seeds", type=int, help="how many; 5, or 3 if quick")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "local", help="the folder for the results")
     for name in ("mnist", "fashion", "cifar10"):
@@ -99,7 +99,9 @@ def main() -> None:
         parser.error(f"--seeds is {seeds}; a deviation needs at least 2")
     if arguments.full and (unknown := [name for name in arguments.task or () if name not in FULL]):
         parser.error(f"{unknown[0]} has no full size; those that have one are {', '.join(FULL)}")
-    kinds = (*OURS, *(arguments.rivals or (("relu", "gelu") if arguments.quick else RIVALS)))
+    kinds = arguments.network or (*OURS, *(("relu", "gelu") if arguments.quick else RIVALS))
+    if "slaf" not in kinds or not set(kinds) & {*RIVALS}:
+        parser.error(f"--network is {' '.join(kinds)}; a comparison needs slaf and a rival")
     rates = (1e-2, 3e-3) if arguments.quick else (2e-2, 1e-2, 3e-3)
     size = "full" if arguments.full else "small"
     chosen = [(name, None) for name in arguments.task or (FULL if arguments.full else SMALL)]

@@ -28,9 +28,9 @@ def by_task(rows: list[dict]) -> dict[str, list[dict]]:
     return {name: [row for row in rows if row["task"] == name] for name in dict.fromkeys(row["task"] for row in rows)}
 
 
-def find(rows: list[dict], kind: str) -> dict:
+def find(rows: list[dict], kind: str) -> dict | None:
     """The row of a kind; of rivals the better of its two widths."""
-    return min((row for row in rows if row["network"] == kind), key=mean)
+    return min((row for row in rows if row["network"] == kind), key=mean, default=None)
 
 
 def best_rival(rows: list[dict]) -> dict:
@@ -42,8 +42,8 @@ def table(rows: list[dict]) -> str:
     cells = [("task", "network", "test error ± sd", "parameters", "ms/step")]
     for name, of in by_task(rows).items():
         best = best_rival(of)
-        shown = [find(of, kind) for kind in (*OURS, "relu")]
-        for row in [*shown, *([best] if best["network"] != "relu" else [])]:
+        shown = [row for kind in (*OURS, "relu") if (row := find(of, kind))]
+        for row in [*shown, *([best] if best not in shown else [])]:
             factor, unit = (1, "") if row["measure"] == "MSE" else (100, " %")
             title = NAMES.get(row["network"], row["network"] + " + BatchNorm" * row["batch_norm"])
             score = f"{factor * mean(row):.3g} ± {factor * deviation(row):.2g}{unit}"
@@ -74,8 +74,12 @@ def bars(rows: list[dict]) -> list[str]:
                 kept, f"{name}, no worse than the best rival and a deviation: {ratio:.3g} of {best['network']}'s error."
             )
         hybrid, relu = find(of, "hybrid"), find(of, "relu")
+        if not (hybrid and relu):
+            continue
         worse += [name] * (not mean(hybrid) <= mean(relu) + deviation(relu))
         better += [name] * (mean(hybrid) < mean(relu) - deviation(relu))
+    if not any(row["network"] == "hybrid" for row in rows):
+        return said
     say(not worse, f"hybrids no worse than ReLU and a deviation: {'worse on ' + ', '.join(worse) if worse else 'all'}.")
     say(len(better) > 1, f"hybrids better than ReLU by more than a deviation, twice: {', '.join(better) or 'nowhere'}.")
     return said
