@@ -195,6 +195,7 @@ def test_the_committed_tables_are_those_of_their_raw_files():
         "table.md": report.table(json.loads((folder / "raw.json").read_text())["rows"]),
         "defaults.md": defaults.table(json.loads((folder / "defaults.json").read_text())),
     }
+    assert all(part in page for part in (folder / "lessons.md").read_text().strip().split("\n\n"))
     for raw in folder.glob("full-*/raw.json"):
         tables[f"{raw.parent.name}/table.md"] = report.table(json.loads(raw.read_text())["rows"])
     for name, table in tables.items():

@@ -1,6 +1,6 @@
 """What makes SLAF networks fail, each shown by a run, and how signals cross deep ones.
 
-``python -m examples.experiments.lessons`` writes lessons.md, depth.png and curves.png, in four minutes.
+``python -m examples.experiments.lessons`` writes lessons.md, depth.png, curves.png and learned.png, in six minutes.
 """
 
 from __future__ import annotations
@@ -253,6 +253,31 @@ def curves(out: Path) -> None:
     pyplot.close(figure)
 
 
+@torch.no_grad()
+def learned(out: Path) -> None:
+    """Draws the polynomials of the default SLAF(5, channels) in the two-spiral network beside their start."""
+    task = SMALL["two-spiral"]()
+    with torch.enable_grad():
+        model, _ = train(task, "default", Choice(task.recipe.lr), 0)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    seen = task.data[0]
+    slafs = [layer for layer in model if isinstance(layer, SLAF)]
+    for layer in model:
+        if isinstance(layer, SLAF):
+            ax = axes[slafs.index(layer)]
+            x = torch.linspace(-5, 5, 400).unsqueeze(1)
+            ax.hist(seen.flatten(), 80, (-5, 5), color="0.88", weights=torch.full((seen.numel(),), 40 / seen.numel()))
+            for curve in layer(x.expand(-1, layer.num_groups)).T[::3]:
+                ax.plot(x, curve, linewidth=1.4)
+            ax.plot(x, SLAF(5)(x), color="black", linestyle="--", label="start: GELU")
+            ax.set(title=f"layer {slafs.index(layer) + 1}", xlabel="x", ylabel="f(x)", xlim=(-5, 5), ylim=(-5, 7))
+            ax.grid(alpha=0.3)
+        seen = layer(seen)
+    axes[0].legend()
+    figure.savefig(out / "learned.png", dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.experiments.lessons", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -262,6 +287,7 @@ def main() -> None:
     mpl.use("agg")
     arguments.out.mkdir(parents=True, exist_ok=True)
     curves(arguments.out)
+    learned(arguments.out)
     parts = lessons(arguments.seeds), depth(arguments.out, arguments.seeds), encrypted(arguments.seeds)
     text = "\n\n".join(parts) + "\n"
     (arguments.out / "lessons.md").write_text(text)
