@@ -1,12 +1,16 @@
-# make test | bench | paper | gpu OUT=folder | lint: each builds what it needs in .venv, and reuses what is there.
+# make test | test-all | bench | paper | gpu OUT=folder | lint: each builds what it needs in .venv, and reuses what is there.
 PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) setup.py pyproject.toml
 
-.PHONY: test bench paper gpu lint clean
+.PHONY: test test-all bench paper gpu lint clean
 
 test: .venv/built
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+# The slow tests after the others.
+test-all: test
+	$(PY) -m pytest -m slow $(ARGS)
 
 bench: .venv/built
 	$(PY) -m benchmarks $(ARGS)

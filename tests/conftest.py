@@ -23,6 +23,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "slow: takes longer than the developer waits; `make test` leaves it to `make test-all`"
+    )
     config.addinivalue_line("markers", "cpu(reason): of the CPU by nature, and skipped on another device")
     device = config.getoption("--device")
     if device == "cuda" and not torch.cuda.is_available():
@@ -33,7 +36,11 @@ def pytest_configure(config):
         torch.set_default_device(device)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "cuda_objects" in getattr(item, "fixturenames", ()):  # minutes of nvcc
+            item.add_marker("slow")
     if config.getoption("--device") == "cpu":
         return
     for item in items:

@@ -18,6 +18,8 @@ from numpy import polynomial
 import slaf_ext  # noqa: F401 (registers the operators)
 from slaf_ext import bases, reference
 
+pytestmark = pytest.mark.slow
+
 ORACLES = {
     "monomial": polynomial.Polynomial,
     "chebyshev": polynomial.Chebyshev,
