@@ -7,7 +7,7 @@ import platform
 import torch
 
 from . import __version__
-from .ops import _C, CUDA_LIBRARY
+from .extension import _C, CUDA_LIBRARY
 
 
 def cuda_kernels() -> str:

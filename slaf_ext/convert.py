@@ -29,10 +29,10 @@ from .activations import (
     with_modules,
     works_in_place,
 )
+from .arguments import check_outside
 from .bases import Basis
 from .fit import METHODS, fit
 from .nn import SLAF
-from .reference import check_outside
 
 # The modules of torch.nn whose members are activations, or hold some.
 NONLINEAR = (nn.ReLU.__module__, nn.LSTM.__module__)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import ops, reference
+from .arguments import check_eps, check_floating, check_groups, check_tensor, check_tensors, spec
 from .bases import Basis
+from .torch_private import is_traced_before_autograd, is_traced_by_jit
 
 
 def slaf(
@@ -21,30 +22,30 @@ def slaf(
 ) -> Tensor:
     """The self-learnable activation function f(x) = Σ_k a_k φ_k(x), element by element.
 
-    One fused kernel evaluates it, and one more gives the gradients in x and in the coefficients.
-    Differentiable to any order, in forward mode, and under torch.func's transforms.
+    One fused kernel evaluates it, and a second computes the gradients in x and in the coefficients.
+    Differentiable to any order, in forward mode too, and under torch.func's transforms.
 
     Args:
-        x: a tensor of float16, bfloat16, float32 or float64, of any shape, contiguous or any dense
-            permutation of it; other strides cost a copy. A jagged nested tensor is served by coeffs of shape (K,).
+        x: a tensor of float16, bfloat16, float32 or float64, of any shape; contiguous or a dense permutation, as
+            other strides cost a copy. A jagged nested tensor needs coeffs of shape (K,).
         coeffs: the a_k, low order first, of shape (K,), one polynomial of degree K − 1 for all of x; or (G, K),
-            a row for each of G groups of neighbours along `dim`. In x's dtype; beside half-precision x,
-            float32 is welcome too. Half-precision input is computed and summed in at least float32.
+            a row for each of G groups of neighbouring indices along `dim`. In x's dtype; for half-precision x they may
+            also be float32. Half-precision input is computed and summed in at least float32.
         basis: the φ_k: one of :func:`slaf_ext.bases.names`, or a :class:`slaf_ext.bases.Basis`.
-        dim: the dimension of x along which the G rows lie: 1 for (N, C, …), −1 for (…, features).
-            ``x.shape[dim]`` must be a multiple of G. Of no meaning for coeffs of shape (K,).
+        dim: the dimension of x that the G groups divide: 1 for (N, C, …), −1 for (…, features).
+            ``x.shape[dim]`` must be a multiple of G. Ignored for coeffs of shape (K,).
         domain: (lo, hi), mapped affinely onto the basis's window; None for no map.
-        outside: what f is outside the domain (the basis's window where `domain` is None):
-            "extrapolate" the polynomial; "clamp" to the value at the edge, where the gradient in x is zero; or
+        outside: what f is outside the domain (outside the basis's window if `domain` is None):
+            "extrapolate", the polynomial; "clamp", the value at the edge, with a zero gradient in x; or
             "linear", the tangent at the edge, which makes f globally Lipschitz.
 
     Returns:
         A tensor with x's shape, dtype, device and memory format.
 
     Raises:
-        ValueError: dtypes, devices or shapes that do not fit, a `dim` out of range, an unknown basis or
-            `outside`, an empty domain, a domain or rows of the recurrence that float32 does not hold where x is not
-            float64, a table of rows too short for the degree.
+        ValueError: dtypes, devices or shapes do not fit, `dim` is out of range, the basis or `outside` is unknown, the
+            domain is empty, float32 does not hold the domain or the recurrence and x is not float64, or the table of
+            the basis is too short for the degree.
         TypeError: x or coeffs is not a tensor.
 
     Example:
@@ -61,11 +62,11 @@ def slaf(
     Source: M. Goyal, R. Goyal, B. Lall, *Learning Activation Functions: A new paradigm for understanding
     Neural Networks*, arXiv:1906.09529; recurrences from DLMF §18.9.
     """
-    reference.check_tensor(x)
-    spec = reference.spec(coeffs, basis, dim, domain, outside)
-    if is_compiling() or ops.is_traced_before_autograd() or ops.is_traced_by_jit():
-        return torch.ops.slaf_ext.slaf(x, coeffs, *spec)
-    return ops.slaf(x, coeffs, spec)
+    check_tensor(x)
+    checked = spec(coeffs, basis, dim, domain, outside)
+    if is_compiling() or is_traced_before_autograd() or is_traced_by_jit():
+        return ops.operator(x, coeffs, *checked)
+    return ops.slaf(x, coeffs, checked)
 
 
 def normalized_slaf(
@@ -85,22 +86,22 @@ def normalized_slaf(
     :class:`slaf_ext.SLAF` with ``normalize=True`` keeps running averages of them.
 
     Args:
-        x: as for :func:`slaf`, dense, with two elements or more a row of coeffs. φ_k(x) may be as large as float64
-            holds on the CPU, in whatever dtype x is stored; on a GPU, where x is not float64, as float32 holds, and
-            beyond it f(x) is NaN.
+        x: as for :func:`slaf`, dense, with two or more elements for each row of coeffs. On the CPU φ_k(x) may be as
+            large as float64 holds, whatever the dtype of x; on a GPU, if x is not float64, as float32 holds, and f(x)
+            is NaN where it is larger.
         coeffs: (β, w_1, w_2, …), of shape (K,) or (G, K).
         basis, dim, domain, outside: as for :func:`slaf`.
-        eps: what is added to the variance.
-        sync: the statistics are those of all ranks of torch.distributed's default group, and gradients flow to all of
-            them, as in nn.SyncBatchNorm. Plain PyTorch. A rank may have no elements then, and every rank must call.
+        eps: a constant added to the variance.
+        sync: take the statistics over all ranks of torch.distributed's default group, and let gradients flow to all of
+            them, as nn.SyncBatchNorm does. In plain PyTorch. Every rank must call; some may have no elements.
 
     Returns:
-        f(x), with x's shape and dtype, differentiable to any order through μ and v too; and μ and v themselves, in
+        f(x), with x's shape and dtype, differentiable to any order, also through μ and v; and μ and v themselves, in
         float64, of shape (K − 1,) or (G, K − 1), without a gradient.
 
     Raises:
-        ValueError, TypeError: as :func:`slaf`; an eps that is not a finite number greater than 0; an x with one element
-            a group, which has no variance, or without any.
+        ValueError, TypeError: as for :func:`slaf`; eps is not a finite number greater than 0; x has no elements, or
+            one for each group, which has no variance.
 
     Example:
         >>> import torch
@@ -113,23 +114,23 @@ def normalized_slaf(
 
     Source: the authors' code of arXiv:1906.09529, which has it for monomials.
     """
-    reference.check_floating(x)
-    spec = reference.spec(coeffs, basis, dim, domain, outside)
-    reference.check_tensors(x, coeffs)
-    eps = reference.check_eps(eps)
+    check_floating(x)
+    checked = spec(coeffs, basis, dim, domain, outside)
+    check_tensors(x, coeffs)
+    eps = check_eps(eps)
     if sync:
-        y, mean, var = reference.normalized(x, coeffs, *spec, eps=eps, sync=True)
+        y, mean, var = reference.normalized(x, coeffs, *checked, eps=eps, sync=True)
         return y, mean.detach(), var.detach()
     if x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, no elements, and so no mean; the normalised form needs some")
-    reference.check_groups(x, coeffs, dim)
+    check_groups(x, coeffs, dim)
     groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
     if x.numel() == groups:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, one element for each row of coeffs, and so no variance; the normalised "
             "form needs two or more in training"
         )
-    y, mean, var = ops.normalized(x, coeffs, *spec, eps=eps)
+    y, mean, var = ops.normalized(x, coeffs, *checked, eps=eps)
     return y, mean.detach(), var.detach()
 
 
@@ -138,7 +139,7 @@ def basis_values(
 ) -> Tensor:
     """φ_0(x) … φ_degree(x): the design matrix of the basis, numpy.polynomial's *vander*.
 
-    Plain PyTorch, for fitting and inspection; :func:`slaf` never builds this tensor.
+    In plain PyTorch, for fitting and inspection; :func:`slaf` never builds this tensor.
 
     Args:
         x: a tensor of float16, bfloat16, float32 or float64.

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from . import bases
+from .arguments import DTYPES, check_dense, check_dim, check_eps, check_outside
 from .bases import Basis
 from .fit import FUNCTIONS, fit
 from .functional import basis_values, normalized_slaf, slaf
 from .ops import LARGE_VARIANCE, fold, is_beyond_float32
 from .plot import draw
-from .reference import DTYPES, check_dense, check_dim, check_eps, check_outside
 from .series import Series, to_numpy
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import slaf_ext
 from slaf_ext import bases, ops, reference
+from slaf_ext.arguments import DTYPES
 from slaf_ext.functional import normalized_slaf
 from slaf_ext.series import to_numpy
 
@@ -546,7 +547,7 @@ def statistics_of(coeffs, seed=0):
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).exp() for _ in range(2))
 
 
-@pytest.mark.parametrize("dtype", reference.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("groups", [1, 3, 64])
 @pytest.mark.parametrize("degree", [0, 1, 5, 40])
 def test_folding_is_the_formula(degree, groups, dtype):
@@ -567,7 +568,7 @@ def test_folding_is_the_formula(degree, groups, dtype):
     torch.testing.assert_close(slaf_fold(transposed, mean, variance, 1e-3, True), folded, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", reference.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_folding_where_statistics_are_not_ordinary(dtype):
     inf, nan = torch.inf, torch.nan
     mean = torch.tensor([[5.0, 5.0, 0.0, 1e150, 1e200, -1e14, 1.0, 1.0, inf]], dtype=torch.float64)

@@ -10,8 +10,8 @@ import torch
 
 import slaf_ext
 from slaf_ext import bases
+from slaf_ext.arguments import spec
 from slaf_ext.functional import normalized_slaf
-from slaf_ext.reference import spec
 
 OPS = torch.ops.slaf_ext
 

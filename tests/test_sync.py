@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from slaf_ext import SLAF, reference
+from slaf_ext import SLAF, ranks
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="torch was built without gloo")
 OPTIONS = {"normalize": True, "init": "noisy_identity", "basis": "legendre", "momentum": 0.3, "dtype": torch.float64}
@@ -45,8 +45,8 @@ def rank(number, folder, sizes, groups):
 
     if sizes[-1]:
         moments = torch.rand(2, 3, dtype=torch.float64), torch.rand(2, 3, dtype=torch.float64) + number
-        merge = torch.compile(lambda m, v: reference._merged(m, v, 4), fullgraph=True)  # all of it would take a minute
-        torch.testing.assert_close(merge(*moments), reference._merged(*moments, 4))
+        merge = torch.compile(lambda m, v: ranks.merged(m, v, 4), fullgraph=True)  # all of it would take a minute
+        torch.testing.assert_close(merge(*moments), ranks.merged(*moments, 4))
 
     before = copy.deepcopy(ours.state_dict())
     assert ours(batch[:0]).shape == (0, 4, 3)  # on no rank anything
