@@ -1,6 +1,6 @@
 """Fitting a polynomial to a function: least squares, Chebyshev interpolation, minimax.
 
-All three work with Chebyshev series on the domain, in float64, and change to the basis that was asked for at the end.
+All three compute a Chebyshev series on the domain, in float64, and convert it to the requested basis at the end.
 """
 
 from __future__ import annotations
@@ -11,51 +11,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.polynomial import Chebyshev, chebyshev
-from torch.nn import functional as F
 
 from . import bases, series
+from .activations import FUNCTIONS
 from .bases import Basis
 
 METHODS = ("lstsq", "interpolate", "minimax")
-MOST_DEGREE = 1000  # half of the points that stand for the integral
-
-FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-    "selu": F.selu,
-    "celu": F.celu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "mish": F.mish,
-    "softplus": F.softplus,
-    "softsign": F.softsign,
-    "logsigmoid": F.logsigmoid,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "hardtanh": F.hardtanh,
-    "hardsigmoid": F.hardsigmoid,
-    "hardswish": F.hardswish,
-    "abs": torch.abs,
-    "exp": torch.exp,
-    "sin": torch.sin,
-    "cos": torch.cos,
-}
+MOST_DEGREE = 1000  # half of the quadrature points
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A polynomial that stands for a function on an interval. Call it on numbers or arrays to evaluate it.
+    """A polynomial that approximates a function on an interval. Call it on numbers or arrays to evaluate it.
 
     Attributes:
         coeffs: the a_k, float64, low order first, for ``slaf(x, coeffs, basis, domain=domain)``.
-        basis, domain: those of the fit; `domain` is None where none was given.
-        max_error: max |fn − p| over the domain, found on a dense grid and refined; of p as float64 evaluates it in the
-            basis, so a basis that is ill-conditioned on the domain shows.
-        max_error_at: the x where it lies.
-        rms_error: the root of the mean square of fn − p over the domain, by quadrature.
+        basis, domain: those of the fit; `domain` is None if none was given.
+        max_error: max |fn − p| over the domain, found on a dense grid and refined. p is evaluated in the basis in
+            float64, so the error includes rounding where the basis is ill-conditioned on the domain.
+        max_error_at: the x of that error.
+        rms_error: the root mean square of fn − p over the domain, by quadrature.
     """
 
     coeffs: np.ndarray
@@ -78,29 +53,29 @@ def fit(
     method: str = "lstsq",
     weight: str | Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Fit:
-    """The polynomial p = Σ_k a_k φ_k of that degree that stands for `fn` on `domain`.
+    """The polynomial p = Σ_k a_k φ_k of the given degree that approximates `fn` on `domain`.
 
     Args:
-        fn: the name of an activation ("relu", "gelu", "tanh", …; a wrong one gets the list), or a function of a
-            float64 numpy array or of a float64 tensor, element by element; or of a number, which is slower.
+        fn: the name of an activation ("relu", "gelu", "tanh", …; the error for a wrong one lists them), or a function
+            of a float64 numpy array or of a float64 tensor, element by element; or of a number, which is slower.
         degree: an integer from 0 up.
-        basis: the φ_k. The polynomial is the same in every basis, its coefficients are not.
-        domain: the interval of the fit, mapped onto the basis's window as :func:`slaf_ext.slaf` does. None: the window
-            itself, without a map.
-        method: "lstsq" minimises ∫ weight (fn − p)²; "interpolate" meets fn at the degree + 1 Chebyshev points, at no
-            more than a logarithm's factor from the best; "minimax" minimises max |fn − p| by Remez's exchange, and
-            checks that the error takes its maximum at degree + 2 points with alternating signs.
-        weight: for "lstsq" alone. None: uniform. "normal": exp(−x²/2), for inputs that are standard normal. Or a
-            function from an array of x to an array of weights, none of them negative.
+        basis: the φ_k. The polynomial is the same in every basis; its coefficients differ.
+        domain: the interval of the fit, mapped onto the basis's window as :func:`slaf_ext.slaf` does. None for the
+            window itself, without a map.
+        method: "lstsq" minimises ∫ weight (fn − p)²; "interpolate" equals fn at the degree + 1 Chebyshev points, where
+            the error exceeds the best by at most a logarithmic factor; "minimax" minimises max |fn − p| by Remez's
+            exchange, and checks that the error reaches its maximum at degree + 2 points with alternating signs.
+        weight: for "lstsq" only. None for uniform; "normal" for exp(−x²/2), for standard normal inputs; or a function
+            from an array of x to an array of weights, none of them negative.
 
     Returns:
         A :class:`Fit` with `coeffs`, `max_error`, `max_error_at` and `rms_error`.
 
     Raises:
-        ValueError: an unknown name, method or weight, a degree or a domain out of range, a function that is not finite
+        ValueError: an unknown name, method or weight; a degree or a domain out of range; a function that is not finite
             on the domain or changes the shape of its input.
-        RuntimeError: the exchange did not end with an error that alternates, as for a function that answers the same x
-            differently each time.
+        RuntimeError: the exchange did not converge to an alternating error, for example because the function returns
+            different values for the same x.
 
     Example:
         >>> from slaf_ext import fit
@@ -117,7 +92,7 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
     if weight is not None and method != "lstsq":
-        raise ValueError(f"weight is given and method is {method!r}; only 'lstsq' weighs, leave weight out")
+        raise ValueError(f"weight is given and method is {method!r}; only 'lstsq' uses it, leave weight out")
     f = _on_arrays(fn, interval)
     if method == "lstsq":
         p = _least_squares(f, degree, interval, weight)
@@ -127,7 +102,7 @@ def fit(
         p = _minimax(f, degree, interval)
 
     coeffs = series.from_chebyshev(p.coef, basis)
-    found = series.to_numpy(coeffs, basis, interval)  # what the coefficients give, not what they stand for
+    found = series.to_numpy(coeffs, basis, interval)  # p as its rounded coefficients give it
     at, error = _extrema(f, found, _grid(interval))
     worst = int(np.argmax(np.abs(error)))
     x, w = _quadrature(interval)
@@ -143,7 +118,7 @@ def fit(
 
 
 def function(fn: str | Callable) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function of that name, on tensors; a callable is returned as it is."""
+    """The function of that name, on tensors; a callable is returned unchanged."""
     if callable(fn):
         return fn
     if not isinstance(fn, str) or fn not in FUNCTIONS:
@@ -155,7 +130,7 @@ def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[n
     call: Callable = function(fn)
 
     def f(x: np.ndarray) -> np.ndarray:
-        with torch.device("cpu"):  # the tensors that fn makes itself are beside x, on the host
+        with torch.device("cpu"):  # for tensors that fn creates
             y = _call(call, x)
         if y.shape != x.shape:
             raise ValueError(f"fn turns shape {x.shape} into {y.shape}; it must work element by element")
@@ -168,11 +143,11 @@ def _on_arrays(fn: str | Callable, interval: tuple[float, float]) -> Callable[[n
 
 
 def _call(call: Callable, x: np.ndarray) -> np.ndarray:
-    """call(x), for a function of arrays, of tensors or of numbers, and one that may work in place."""
+    """call(x), for a function of arrays, of tensors or of numbers, which may work in place."""
     refusals = (TypeError, AttributeError, ValueError, RuntimeError)
     try:
         return np.asarray(call(x.copy()))
-    except refusals:  # torch's functions and tensors' methods refuse an array
+    except refusals:  # torch's functions and methods reject an array
         pass
     try:
         with torch.no_grad():
@@ -185,7 +160,7 @@ def _call(call: Callable, x: np.ndarray) -> np.ndarray:
 
 
 def _quadrature(interval: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre on 128 panels. Most activations have their kink at 0, so a panel ends there."""
+    """Gauss-Legendre nodes and weights on 128 panels. One panel ends at 0, where most activations have their kink."""
     edges = np.linspace(*interval, 129)
     if interval[0] < 0 < interval[1]:
         edges = np.union1d(edges, 0.0)
@@ -212,7 +187,7 @@ def _least_squares(f: Callable, degree: int, interval: tuple[float, float], weig
 
 
 def _grid(interval: tuple[float, float], size: int = 4096) -> np.ndarray:
-    """Points that crowd at the ends, as the extrema of the error do, with 0 among them."""
+    """Points that cluster at the ends, as the extrema of the error do, and 0."""
     lo, hi = interval
     x = 0.5 * (lo + hi) - 0.5 * (hi - lo) * np.cos(np.linspace(0, np.pi, size + 1))
     x[[0, -1]] = lo, hi
@@ -220,13 +195,13 @@ def _grid(interval: tuple[float, float], size: int = 4096) -> np.ndarray:
 
 
 def _extrema(f: Callable, p: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest |f − p| of every run of one sign: where, and the signed error there."""
+    """The largest |f − p| in every interval of constant sign: its x, and the signed error there."""
     error = f(x) - p(x)
     starts = np.flatnonzero(np.diff(error >= 0)) + 1
     peaks = np.array([run[np.argmax(np.abs(error[run]))] for run in np.split(np.arange(x.size), starts)])
     at, height = x[peaks], error[peaks]
     left, right = x[np.maximum(peaks - 1, 0)], x[np.minimum(peaks + 1, x.size - 1)]
-    for _ in range(5):  # each round narrows the bracket by 16; the last ones reach rounding
+    for _ in range(5):  # each step narrows the bracket 16-fold; the last ones reach rounding
         fine = np.linspace(left, right, 33)
         values = np.sign(height) * (f(fine.ravel()) - p(fine.ravel())).reshape(fine.shape)
         best = np.argmax(values, axis=0)
@@ -239,10 +214,10 @@ def _extrema(f: Callable, p: Callable, x: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _minimax(f: Callable, degree: int, interval: tuple[float, float]) -> Chebyshev:
-    """Remez's exchange: p such that f − p has degree + 2 extrema of one height and alternating signs."""
+    """Remez's exchange: p such that f − p has degree + 2 extrema of equal height and alternating signs."""
     lo, hi = interval
     count = degree + 2
-    # Slightly lopsided: on a symmetric reference an even function has a levelled error of zero, and nothing moves.
+    # Slightly asymmetric: on symmetric points an even function has a levelled error of zero, and nothing moves.
     at = 0.5 * (lo + hi) - 0.5 * (hi - lo) * np.cos(np.pi * np.linspace(0, 1, count) ** 1.02)
     grid = _grid(interval, max(4096, 64 * count))
     signs = (-1.0) ** np.arange(count)
@@ -260,20 +235,20 @@ def _minimax(f: Callable, degree: int, interval: tuple[float, float]) -> Chebysh
         at = _alternation(candidates, np.abs(heights), count)
     raise RuntimeError(
         f"the minimax fit of degree {degree} on {interval} did not converge: the error does not alternate at "
-        f"{count} points. Does fn give the same values each time? Otherwise method='lstsq' asks for less"
+        f"{count} points. Does fn return the same values each time? If it does, use method='lstsq', which needs less"
     )
 
 
 def _alternation(at: np.ndarray, heights: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the extrema, still alternating in sign, with the highest one kept."""
+    """Reduces the extrema to `count` that alternate in sign and include the highest."""
     while at.size > count:
         last = at.size - 1
         low = int(np.argmin(heights))
-        if at.size == count + 1:  # an end leaves alone
+        if at.size == count + 1:  # one end can be dropped alone
             drop = [0 if heights[0] < heights[last] else last]
         elif low in (0, last):
             drop = [low]
-        else:  # neighbours leave in pairs, the lowest with the lower of those beside it
+        else:  # neighbours are dropped in pairs, the lowest and its lower neighbour
             drop = [low, low - 1 if heights[low - 1] < heights[low + 1] else low + 1]
         at, heights = np.delete(at, drop), np.delete(heights, drop)
     return at

@@ -362,7 +362,7 @@ def test_activations_that_are_not_known_are_listed():
     assert [what for what, _ in report.not_converted] == [
         *("hardshrink", "clamp", "maximum", "softmax", "1", "2", "0.act")
     ]
-    assert "1: GLU is not known as a function of one number" in str(report)
+    assert "1: GLU is not a known elementwise function" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -824,9 +824,12 @@ def test_trials_are_quiet():
 @pytest.mark.parametrize(
     ("outside", "sentence"),
     [
-        ("linear", "outside='linear': beyond its domain a layer is a tangent, and no polynomial"),
-        ("clamp", "outside='clamp': beyond its domain a layer is constant, and no polynomial"),
-        ("extrapolate", "outside='extrapolate': polynomial everywhere; beyond the domains it can blow up"),
+        ("linear", "outside='linear': outside its domain a layer is linear, not polynomial"),
+        ("clamp", "outside='clamp': outside its domain a layer is constant, not polynomial"),
+        (
+            "extrapolate",
+            "outside='extrapolate': polynomial everywhere; values can grow without limit outside the domains",
+        ),
     ],
 )
 def test_the_report_says_what_happens_outside_the_range(outside, sentence):
@@ -836,7 +839,7 @@ def test_the_report_says_what_happens_outside_the_range(outside, sentence):
 
 
 def test_the_default_says_that_it_is_no_polynomial_outside():
-    assert "and no polynomial" in str(convert(mlp(nn.Tanh), inputs(), degree=5)[1])
+    assert "linear, not polynomial" in str(convert(mlp(nn.Tanh), inputs(), degree=5)[1])
 
 
 def test_a_default_device_does_not_matter():

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import slaf_ext
-from slaf_ext import SLAF, activations, bases, reference, training
+from slaf_ext import SLAF, bases, reference, training
+from slaf_ext.activations import FUNCTIONS
+from slaf_ext.convert import discovery
 from slaf_ext.functional import normalized_slaf
-from slaf_ext.nn import FUNCTIONS
 from slaf_ext.series import from_chebyshev, to_numpy
 
 DEVICES = ["meta", *["cuda"] * torch.cuda.is_available()]
@@ -142,7 +143,7 @@ def trained(**options):
 
 def classified():
     known = nn.ReLU(), nn.PReLU(**HOST), WithConstant(), nn.Linear(2, 2, **HOST), nn.Identity(), nn.Softmax(-1)
-    checks = activations.is_activation, activations.is_elementwise, activations.works_in_place
+    checks = discovery.is_activation, discovery.is_elementwise, discovery.works_in_place
     return [[check(each) for each in known] for check in checks]
 
 

@@ -172,7 +172,7 @@ def test_a_function_that_works_in_place():
         ({"domain": (0, 1e-320)}, "of width 1e-320; float64 does not hold its map"),
         ({"domain": (2, 1)}, r"domain is \(2.0, 1.0\)"),
         ({"method": "best"}, "method is 'best'.*minimax"),
-        ({"method": "minimax", "weight": "normal"}, "only 'lstsq' weighs"),
+        ({"method": "minimax", "weight": "normal"}, "only 'lstsq' uses it"),
         ({"weight": "uniform"}, "weight is 'uniform'"),
         ({"weight": lambda x: -x}, "from 0 up"),
         ({"fn": lambda x: 1 / x}, "not finite"),

@@ -139,7 +139,7 @@ def test_l1_reaches_exact_zeros_and_leaves_frozen_coefficients():
 def test_wrong_penalties_get_a_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         training.coefficient_penalty(network(), arguments[0], norm=arguments[1])
-    with pytest.raises(ValueError, match=r"share of the penalty -0\.2"):
+    with pytest.raises(ValueError, match=r"degree_weight gives a strength of -0\.2"):
         training.coefficient_penalty(network(), 0.1, degree_weight=lambda k, n: 1 - k)
     with pytest.raises(ValueError, match="holds no SLAF"):
         training.coefficient_penalty(nn.Linear(2, 2), 0.1)
@@ -279,7 +279,7 @@ def test_a_hybrid_has_the_dtype_the_device_and_the_mode_of_the_model():
         ({"every": 2, "index": 1}, "exactly one"),
         ({"every": 0}, "every is 0"),
         ({"index": 7}, "index is 7 and the model holds 4 activations: 1, 2.1, 2.3, 3"),
-        ({"names": ["relu"]}, "'relu' is no activation of the model"),
+        ({"names": ["relu"]}, "'relu' is not an activation of the model"),
         ({"names": []}, "nothing to replace"),
     ],
 )
