@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 from pkgutil import extend_path
 
-# In the sources' own folder, where Python finds these files first, the compiled part is that of the installed package.
+# In the folder of the sources Python finds these files first; the compiled part is in the installed package.
 __path__ = extend_path(__path__, __name__)
 
 from . import bases, reference, training

@@ -1,4 +1,4 @@
-"""``python -m slaf_ext``: what was built and what is in use, to paste into a bug report."""
+"""``python -m slaf_ext``: the build and the machine, to paste into a bug report."""
 
 import ctypes
 import itertools
@@ -11,7 +11,7 @@ from .extension import _C, CUDA_LIBRARY
 
 
 def cuda_kernels() -> str:
-    """The CUDA build and its architectures, and whether this torch can use it."""
+    """The CUDA build, its architectures, and whether this torch can use it."""
     torch_cuda = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
     if CUDA_LIBRARY is None:
         return f"none in this build ({torch_cuda})"

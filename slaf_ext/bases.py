@@ -4,14 +4,14 @@ Every basis here obeys
 
     φ_0 = 1,   φ_{k+1}(x) = (A_k x + B_k) φ_k(x) − C_k φ_{k−1}(x),   C_0 = 0
 
-so a basis is a row ``(A_k, B_k, C_k)`` for each k. No kernel knows a basis by name: to add one,
-add one entry to the list at the foot of this file, or make a :class:`Basis` at run time.
+so a basis is a table with a row ``(A_k, B_k, C_k)`` for each k. No kernel knows a basis by name: to add one,
+add an entry to the list at the foot of this file, or make a :class:`Basis` at run time.
 
 >>> from slaf_ext import bases
->>> bases.get("legendre").table(2)          # a row (A, B, C) a degree
+>>> bases.get("legendre").table(2)          # a row (A, B, C) for each degree
 array([[1. , 0. , 0. ],
        [1.5, 0. , 0.5]])
->>> mine = bases.Basis("mine", lambda k: (1.0, 0.0, 0.25))  # monic Chebyshev, but for its first step
+>>> mine = bases.Basis("mine", lambda k: (1.0, 0.0, 0.25))  # monic Chebyshev, except for its first step
 >>> mine.table(2).shape
 (2, 3)
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Degrees are practical far below it; beyond, a table alone would take seconds and gigabytes.
+# Far above any practical degree; above it, a table alone would take seconds and gigabytes.
 MOST_DEGREE = 10_000
 
 Row = tuple[float, float, float]
@@ -43,7 +43,7 @@ class Basis:
         recurrence: a function ``k -> (A_k, B_k, C_k)``, which serves every degree, or a table
             with a row ``(A_k, B_k, C_k)`` for k = 0, 1, …, which serves degrees up to its length.
             Every A_k must differ from zero, so that φ_k has degree k. C_0 is ignored.
-        domain: the interval on which the basis is at home, numpy.polynomial's *window*: an
+        domain: the interval that the basis is meant for, numpy.polynomial's *window*: an
             operator's ``domain=(lo, hi)`` is mapped affinely onto it.
 
     Example:
@@ -68,7 +68,7 @@ class Basis:
                 table = np.asarray(self.recurrence, dtype=np.float64)
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"the recurrence of basis {self.name!r} is {self.recurrence!r}, no table of numbers; {wanted}"
+                    f"the recurrence of basis {self.name!r} is {self.recurrence!r}, not a table of numbers; {wanted}"
                 ) from None
             if table.size == 0:
                 table = table.reshape(0, 3)
@@ -89,13 +89,13 @@ class Basis:
         """The rows (A_k, B_k, C_k), k = 0 … degree − 1, as a float64 array of shape (degree, 3).
 
         Raises:
-            ValueError: the degree is negative, the table that the basis was made from is too short
+            ValueError: the degree is negative, the basis was made from a table that is too short
                 for it, or a row holds a value that is not finite or an A_k that is zero.
         """
         return np.array(self.rows(degree), dtype=np.float64).reshape(-1, 3)
 
     def rows(self, degree: int) -> list[Row]:
-        """The same rows as a list of tuples, in plain Python, which torch.compile can trace."""
+        """The rows of :meth:`table` as tuples, computed in plain Python, which torch.compile can trace."""
         degree = check_degree(degree)
         if callable(self.recurrence):
             rows = [self.recurrence(k) for k in range(degree)]
@@ -128,9 +128,9 @@ class Basis:
 class MappedRecurrence:
     """A basis, a degree and a domain, as the kernels take them.
 
-    ``rows`` is flat, (A_0, B_0, C_0, A_1, …), and is walked at x − ``center``: the scale of the
-    affine map is folded into A, the window's middle into B. Subtracting the domain's middle first,
-    instead of folding it too, keeps a narrow domain far from zero exact in fp32.
+    ``rows`` is flat, (A_0, B_0, C_0, A_1, …), and is evaluated at x − ``center``: the scale of the
+    affine map is folded into A, the middle of the window into B. The middle of the domain is subtracted
+    instead of folded, so that a narrow domain far from zero stays exact in float32.
     """
 
     rows: tuple[float, ...]
@@ -158,7 +158,7 @@ def mapped(basis: Basis, degree: int, domain: tuple[float, float] | None) -> Map
 
 
 def check_integer(value: int, what: str, least: int, most: float = math.inf) -> int:
-    """`value` as an int, if it is an integer, numpy's among them, from `least` to `most`."""
+    """`value` as an int, if it is an integer from `least` to `most`; numpy's integers are accepted."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         end = f"from {least} up" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{what} is {value!r}; it must be an integer {end}")
@@ -166,19 +166,19 @@ def check_integer(value: int, what: str, least: int, most: float = math.inf) -> 
 
 
 def check_degree(degree: int) -> int:
-    """`degree` as an int, if it is one that a table can be made for."""
+    """`degree` as an int, if a table can be made for it."""
     return check_integer(degree, "degree", 0, MOST_DEGREE)
 
 
 def check_bool(value: bool, what: str) -> bool:
-    """`value` as a bool, if it is one: a string such as "no" would count as true."""
+    """`value` as a bool, if it is one; Python would take a string such as "no" for true."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{what} is {value!r}; it must be True or False")
     return bool(value)
 
 
 def check_real(value: float, what: str, fits: Callable[[float], bool], wanted: str) -> float:
-    """`value` as a float, if it is a real number, numpy's and tensors of one element among them, that fits."""
+    """`value` as a float, if it is a real number that fits; numpy's, and tensors of one element, are accepted."""
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -189,7 +189,7 @@ def check_real(value: float, what: str, fits: Callable[[float], bool], wanted: s
 
 
 def check_interval(interval: Sequence[float], what: str) -> tuple[float, float]:
-    """`interval` as two floats, if it is one."""
+    """`interval` as two finite floats lo < hi, if it is such a pair."""
     try:
         lo, hi = interval
         trained = getattr(lo, "requires_grad", False) or getattr(hi, "requires_grad", False)
@@ -204,7 +204,7 @@ def check_interval(interval: Sequence[float], what: str) -> tuple[float, float]:
 
 
 def get(basis: str | Basis) -> Basis:
-    """The basis of that name; a :class:`Basis` is returned as it is.
+    """The basis of that name; a :class:`Basis` is returned unchanged.
 
     Raises:
         ValueError: no basis has that name. The message lists those that exist.
@@ -235,13 +235,13 @@ def names() -> tuple[str, ...]:
 
 
 def register(basis: Basis) -> Basis:
-    """Makes `basis` known by its name, and returns it.
+    """Registers `basis` under its name, and returns it.
 
     Raises:
-        ValueError: the name is taken by another basis.
+        ValueError: another basis has that name.
     """
     if not isinstance(basis, Basis):
-        raise ValueError(f"{basis!r} is no Basis; make one with bases.Basis(name, recurrence)")
+        raise ValueError(f"{basis!r} is not a Basis; make one with bases.Basis(name, recurrence)")
     if _REGISTRY.setdefault(basis.name, basis) is not basis:
         raise ValueError(f"a basis named {basis.name!r} is registered already; choose another name")
     return basis
@@ -272,7 +272,7 @@ def gegenbauer(lam: float) -> Basis:
     """Gegenbauer (ultraspherical) polynomials C_k^(λ), orthogonal on [−1, 1] for (1 − x²)^(λ − 1/2).
 
     Args:
-        lam: greater than −1/2 and not zero (at zero every C_k, k > 0, vanishes; use "chebyshev").
+        lam: greater than −1/2 and not zero (at zero, C_k is zero for every k > 0; use "chebyshev").
 
     Raises:
         ValueError: `lam` is outside that range.
@@ -294,7 +294,7 @@ def _parametric(family: str, row: Callable, *parameters: float) -> Basis:
 
 
 def _jacobi_row(alpha: float, beta: float, k: int) -> Row:
-    # Written with α + 1 and β + 1, which are exact where α and β are near −1 and their sums would cancel.
+    # α + 1 and β + 1 are exact for α and β near −1, where sums of α and β would cancel.
     u = (alpha + 1) + (beta + 1)
     if k == 0:
         return u / 2, (alpha - beta) / 2, 0.0
@@ -313,7 +313,7 @@ def _gegenbauer_row(lam: float, k: int) -> Row:
 
 _REGISTRY: dict[str, Basis] = {}
 
-# name, k -> (A_k, B_k, C_k); C_0 is never used. A new basis is a new entry here.
+# name: k -> (A_k, B_k, C_k); C_0 is never used. A new basis is a new entry here.
 for _name, _recurrence in {
     "monomial": lambda k: (1, 0, 0),  # x^k
     "taylor": lambda k: (1 / (k + 1), 0, 0),  # x^k / k!
@@ -329,6 +329,6 @@ for _name, _recurrence in {
     "fibonacci": lambda k: (1, 0, -1),  # F_{k+1}
 }.items():
     register(Basis(_name, _recurrence))
-# y_k; its window starts at 0, since below it φ_k shrinks as k grows and a recurrence loses its digits.
+# y_k; its window starts at 0, because for x < 0 φ_k shrinks as k grows, and the recurrence loses digits.
 register(Basis("bessel", lambda k: (2 * k + 1, 0 if k else 1, -1), (0.0, 1.0)))
 register(Basis("laguerre", lambda k: (-1 / (k + 1), (2 * k + 1) / (k + 1), k / (k + 1)), (0.0, 1.0)))  # L_k

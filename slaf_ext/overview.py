@@ -1,4 +1,4 @@
-"""A picture of every activation of a model, over the inputs that it sees."""
+"""A plot of every activation of a model, over its inputs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def overview(model: nn.Module, x: Tensor, *, columns: int = 3) -> Figure:
-    """Runs the model on x, and draws the learned curves of each SLAF over the histogram of its inputs.
+    """Runs the model on x, and plots the learned curves of each SLAF over a histogram of its inputs.
 
     Args:
-        model: any module with SLAFs; it runs once, in evaluation mode, and is left in the mode that it was in.
+        model: any module with SLAFs. It runs once, in evaluation mode; each module's mode is restored afterwards.
         x: a batch.
-        columns: how many pictures stand side by side.
+        columns: the number of plots in a row.
 
     Returns:
-        A matplotlib figure; ``figure.savefig("activations.png")`` keeps it.
+        A matplotlib figure, for example to save: ``figure.savefig("activations.png")``.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: columns is no integer from 1 up, or no SLAF took part.
+        ValueError: columns is not an integer from 1 up, or no SLAF ran.
 
     Example:
         >>> import torch, slaf_ext
@@ -57,7 +57,7 @@ def overview(model: nn.Module, x: Tensor, *, columns: int = 3) -> Figure:
         for module, mode in modes.items():
             module.training = mode
     if not seen:
-        raise ValueError("no SLAF took part when the model ran; there is nothing to draw")
+        raise ValueError("no SLAF ran when the model did; there is nothing to plot")
     columns = min(columns, len(seen))
     rows = math.ceil(len(seen) / columns)
     figure = pyplot.figure(figsize=(4 * columns, 3 * rows), layout="constrained")

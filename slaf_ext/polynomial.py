@@ -1,4 +1,4 @@
-"""The exact polynomial that a small dense network with SLAF activations is."""
+"""A small dense network with SLAF activations, expanded into one exact polynomial."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class MultivariatePolynomial:
-    """A polynomial in d variables, with a vector of coefficients, one for each output, at every monomial.
+    """A polynomial in d variables; each monomial has a vector of coefficients, one for each output.
 
     Attributes:
-        exponents: an integer array of shape (T, d), a row for each monomial, by total degree.
+        exponents: an integer array of shape (T, d), a row for each monomial, ordered by total degree.
         coeffs: a float64 array of shape (T, outputs).
         degree: the largest total degree of a monomial whose coefficients are not all zero.
-        terms: a dictionary from the exponents, a tuple, to the coefficients, an array of shape (outputs,).
+        terms: a dictionary from exponents, as a tuple, to coefficients, an array of shape (outputs,).
 
-    Calling it on a tensor of shape (…, d) gives one of shape (…, outputs), in float64, differentiable.
+    Called on a tensor of shape (…, d), it returns a float64 tensor of shape (…, outputs), differentiable.
     """
 
     def __init__(self, exponents: np.ndarray, coeffs: np.ndarray) -> None:
@@ -81,26 +81,26 @@ class MultivariatePolynomial:
 
 
 def to_polynomial(model: nn.Module, *, max_terms: int = 20_000) -> MultivariatePolynomial:
-    """Expands a dense network whose activations are SLAFs into the polynomial that it is.
+    """Expands a dense network whose activations are SLAFs into one polynomial.
 
-    With activations of degrees n_1 … n_L and d inputs every output is a polynomial of total degree D = Π n_l, with at
-    most C(d + D, D) monomials. Expansion is in float64: p(x) is the network's value but for some 1e-15 of the sum of
-    the sizes of its terms at x. Where the degree is high that sum may be far larger than p(x), and digits are lost:
-    with two Chebyshev SLAFs of degree 7, so a degree of 49, up to nine of them.
+    With activations of degrees n_1 … n_L and d inputs, every output is a polynomial of total degree D = Π n_l with at
+    most C(d + D, D) monomials. It is expanded in float64: p(x) differs from the network's value by about 1e-15 of the
+    sum of the magnitudes of its terms at x. At a high degree that sum may be far larger than p(x), and digits are lost:
+    up to nine for two Chebyshev SLAFs of degree 7, whose product is of degree 49.
 
     Args:
-        model: nn.Sequential, nested at will, of nn.Linear, SLAF, nn.BatchNorm1d, nn.Flatten, nn.Identity and
-            nn.Dropout; in evaluation mode where it holds a BatchNorm1d, a Dropout or a normalised SLAF. Its input is of
+        model: an nn.Sequential, nested to any depth, of nn.Linear, SLAF, nn.BatchNorm1d, nn.Flatten, nn.Identity and
+            nn.Dropout; in evaluation mode if it holds a BatchNorm1d, a Dropout or a normalised SLAF. Its input has
             shape (N, d).
-        max_terms: what C(d + D, D) must not exceed.
+        max_terms: the largest C(d + D, D) allowed.
 
     Returns:
         A :class:`MultivariatePolynomial`.
 
     Raises:
         ValueError: the expansion would have more terms than `max_terms`; the message names both numbers, and nothing
-            has been computed. Or a layer is in training mode, does not fit the one before it, or is not a polynomial:
-            another type, or a SLAF whose `outside` is not "extrapolate".
+            has been computed. Or a layer is in training mode, does not fit the layer before it, or is not a polynomial:
+            it has another type, or is a SLAF whose `outside` is not "extrapolate".
 
     Example:
         >>> import torch, slaf_ext
@@ -153,20 +153,20 @@ def to_polynomial(model: nn.Module, *, max_terms: int = 20_000) -> MultivariateP
 
 
 class _Monomials:
-    """All monomials up to a total degree, by degree, so that those of a lower degree are a prefix."""
+    """All monomials up to a total degree, ordered by degree, so that those of a lower degree are a prefix."""
 
     def __init__(self, variables: int, degree: int) -> None:
         self.variables = variables
         rows = np.zeros((1, variables), dtype=np.int64)
         blocks = [rows]
         for _ in range(degree):
-            # A monomial of the next degree comes once: from its last variable.
+            # Each monomial of the next degree is generated once: by multiplying with its last variable.
             last = np.where(rows.any(1), variables - 1 - np.argmax(rows[:, ::-1] > 0, axis=1), 0)
             rows = np.concatenate([rows[last <= i] + np.eye(variables, dtype=np.int64)[i] for i in range(variables)])
             rows = rows[np.lexsort(rows.T[::-1])]
             blocks.append(rows)
         self.exponents = np.concatenate(blocks)
-        # A random weighing tells exponents apart in 64 bits, where a positional code would overflow.
+        # A random hash distinguishes exponents in 64 bits, where a positional code would overflow.
         self.weights = np.random.default_rng(0).integers(1, 2**52, size=variables, dtype=np.int64)
         codes = self.exponents @ self.weights
         self.order = np.argsort(codes)
@@ -189,7 +189,7 @@ class _Monomials:
 
 
 def _layers(model: nn.Module):
-    """The layers in order, without those that do nothing."""
+    """The layers in order, without those that are the identity in evaluation mode."""
     if isinstance(model, nn.Sequential):
         for child in model:
             yield from _layers(child)
@@ -202,20 +202,20 @@ def _layers(model: nn.Module):
         return
     if not isinstance(model, (nn.Linear, nn.BatchNorm1d, nn.Dropout, SLAF)):
         raise ValueError(
-            f"{type(model).__name__} is not a polynomial layer known here; those are Linear, SLAF, BatchNorm1d, "
-            "Flatten, Identity, Dropout and Sequential. slaf_ext.convert replaces activations by SLAFs"
+            f"{type(model).__name__} is not a polynomial layer that to_polynomial knows; those are Linear, SLAF, "
+            "BatchNorm1d, Flatten, Identity, Dropout and Sequential. slaf_ext.convert replaces activations by SLAFs"
         )
     if model.training and not isinstance(model, nn.Linear) and not (isinstance(model, SLAF) and not model.normalize):
-        raise ValueError(f"{model} is in training mode, where it is no fixed function; call model.eval() first")
+        raise ValueError(f"{model} is in training mode, where it is not a fixed function; call model.eval() first")
     if isinstance(model, nn.Dropout):
         return
     if isinstance(model, SLAF) and model.outside != "extrapolate":
-        raise ValueError(f"{model} is a polynomial inside its domain alone; only outside='extrapolate' can be expanded")
+        raise ValueError(f"{model} is a polynomial only inside its domain; only outside='extrapolate' can be expanded")
     yield model
 
 
 def _width(layer: nn.Module) -> int | None:
-    """How many inputs a layer takes, where it says so."""
+    """The number of inputs of a layer, or None if it takes any."""
     return layer.in_features if isinstance(layer, nn.Linear) else getattr(layer, "num_features", None)
 
 
@@ -225,7 +225,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _batch_norm(layer: nn.BatchNorm1d, units: np.ndarray) -> np.ndarray:
     if layer.running_mean is None or layer.running_var is None:
-        raise ValueError(f"{layer} keeps no running statistics, so it is no fixed function")
+        raise ValueError(f"{layer} keeps no running statistics, so it is not a fixed function; let it keep them")
     scale = 1 / np.sqrt(_array(layer.running_var) + layer.eps)
     if layer.affine:
         scale = scale * _array(layer.weight)
@@ -237,11 +237,11 @@ def _batch_norm(layer: nn.BatchNorm1d, units: np.ndarray) -> np.ndarray:
 
 
 def _activation(layer: SLAF, units: np.ndarray, degree: int, monomials: _Monomials) -> np.ndarray:
-    """Σ_k a_k φ_k(p) for the polynomials p in `units`, of that degree, by the recurrence."""
+    """Σ_k a_k φ_k(p), by the recurrence, for the polynomials p in `units`, all of the given degree."""
     layer = layer.fold()
     if layer.num_groups > 1 and layer.dim not in (1, -1):
         raise ValueError(
-            f"{layer} has its groups along dim {layer.dim}; for input of shape (N, features) it is 1 or -1"
+            f"{layer} has its groups along dim {layer.dim}; for input of shape (N, features) it must be 1 or -1"
         )
     if units.shape[0] % layer.num_groups:
         raise ValueError(f"{layer} has {layer.num_groups} groups, which do not divide the {units.shape[0]} units")

@@ -1,6 +1,6 @@
-"""Changes of basis in float64, by numpy.polynomial: to its series objects and back.
+"""Changes of basis in float64, to numpy.polynomial's series objects and back.
 
-Chebyshev series on the interval at hand are the common ground: they are well conditioned where monomials are not.
+They go through Chebyshev series on the domain, which are well conditioned where monomials are not.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ NUMPY_CLASSES: dict[str, Callable[..., Series]] = {
 def to_numpy(coeffs: np.ndarray, basis: str | Basis, domain: tuple[float, float] | None = None) -> Series:
     """Σ_k coeffs[k] φ_k as a numpy.polynomial object with that domain.
 
-    A basis that numpy has gives its own class and keeps the coefficients; any other gives the equal
-    `numpy.polynomial.Chebyshev`.
+    A basis that numpy has keeps its class and coefficients; any other becomes an equal `numpy.polynomial.Chebyshev`.
 
     Example:
         >>> import numpy as np
@@ -46,7 +45,7 @@ def to_numpy(coeffs: np.ndarray, basis: str | Basis, domain: tuple[float, float]
 
 
 def from_chebyshev(coeffs: np.ndarray, basis: str | Basis) -> np.ndarray:
-    """The a_k with Σ_k a_k φ_k = Σ_k coeffs[k] T_k, where T_k lives on the basis's own window.
+    """The a_k with Σ_k a_k φ_k = Σ_k coeffs[k] T_k, where T_k is mapped onto the basis's window.
 
     Example:
         >>> import numpy as np
@@ -57,13 +56,13 @@ def from_chebyshev(coeffs: np.ndarray, basis: str | Basis) -> np.ndarray:
 
 
 def chebyshev_matrix(basis: Basis, degree: int) -> np.ndarray:
-    """Column k holds φ_k as a Chebyshev series on the basis's window: upper triangular, by the recurrence."""
+    """Column k is φ_k as a Chebyshev series on the basis's window; upper triangular, by the recurrence."""
     x = Chebyshev.identity(domain=basis.domain)
     phi = [Chebyshev([0.0], domain=basis.domain), Chebyshev([1.0], domain=basis.domain)]
     for a, b, c in basis.table(degree):
         phi.append((a * x + b) * phi[-1] - c * phi[-2])
     matrix = np.zeros((degree + 1, degree + 1))
     for k, series in enumerate(phi[1:]):
-        # A series is padded or holds a zero too many, never a coefficient above its degree.
+        # numpy may trim or append zeros, but no coefficient above the degree is other than 0.
         matrix[: min(k, len(series.coef) - 1) + 1, k] = series.coef[: k + 1]
     return matrix

@@ -181,7 +181,7 @@ def test_a_basis_is_copied_and_pickled():
         (lambda: bases.Basis("b", lambda k: (1, 2)).table(1), r"row 0 .* is \(1, 2\); it must be three numbers"),
         (lambda: bases.Basis("b", lambda k: (1, "x", 2)).table(1), "row 0 .* it must be three numbers"),
         (lambda: bases.Basis("b", [(1, 2, 3), (1, 2)]), r"recurrence of basis 'b' is .*; give a row"),
-        (lambda: bases.Basis("b", "abc"), "recurrence of basis 'b' is 'abc', no table of numbers; give a row"),
+        (lambda: bases.Basis("b", "abc"), "recurrence of basis 'b' is 'abc', not a table of numbers; give a row"),
         (lambda: bases.Basis("b", None), r"recurrence table of basis 'b' has shape \(\); give a row"),
         (lambda: bases.Basis(3, [(1, 0, 0)]), "the name of a basis is 3; it must be a string"),
     ],

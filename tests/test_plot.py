@@ -160,7 +160,7 @@ def test_overview_has_a_picture_for_each_activation():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert (model.training, model[4].training) == (True, False)
     assert not model[1]._forward_pre_hooks
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="nothing to plot"):
         slaf_ext.overview(nn.Linear(3, 3), torch.randn(2, 3))
 
 
