@@ -17,10 +17,11 @@ from . import bases
 from .bases import Basis
 from .torch_private import without_functionalization
 
-# The modes of `outside`, and their codes in the operators' arguments. Outside the domain, the derivative in x of
-# "linear" is constant, as "clamp" is, and that of "clamp" is zero.
+# The modes of `outside`, and their codes in the operators' arguments. ZERO occurs only in derivatives.
 OUTSIDE = {"extrapolate": 0, "clamp": 2, "linear": 3}
 ZERO = 1
+# The mode of the derivative in x: outside the domain that of "linear" is constant, and that of "clamp" is zero.
+DERIVATIVE = {0: 0, ZERO: ZERO, OUTSIDE["clamp"]: ZERO, OUTSIDE["linear"]: OUTSIDE["clamp"]}
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

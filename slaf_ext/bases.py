@@ -40,8 +40,8 @@ class Basis:
 
     Args:
         name: what :func:`repr` and error messages call it.
-        recurrence: a function ``k -> (A_k, B_k, C_k)``, which serves every degree, or a table
-            with a row ``(A_k, B_k, C_k)`` for k = 0, 1, …, which serves degrees up to its length.
+        recurrence: a function ``k -> (A_k, B_k, C_k)``, for any degree, or a table
+            with a row ``(A_k, B_k, C_k)`` for k = 0, 1, …, for degrees up to its length.
             Every A_k must differ from zero, so that φ_k has degree k. C_0 is ignored.
         domain: the interval that the basis is meant for, numpy.polynomial's *window*: an
             operator's ``domain=(lo, hi)`` is mapped affinely onto it.

@@ -71,8 +71,8 @@ def unsupported(names: Sequence[str], *arguments):
         check_dense(tensor, name)
         if tensor.is_cuda:
             raise NotImplementedError(
-                f"{name} is on {tensor.device} and this build of slaf_ext has no CUDA kernels; build them with the "
-                "CUDA toolkit at hand: SLAF_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+                f"{name} is on {tensor.device} and this build of slaf_ext has no CUDA kernels; install the CUDA "
+                "toolkit and rebuild: SLAF_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
             )
         check_floating(tensor, name)
         if not tensor.is_cpu:

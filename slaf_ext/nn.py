@@ -120,7 +120,7 @@ class SLAF(nn.Module):
         shape = (self.degree + 1,) if num_groups == 1 else (num_groups, self.degree + 1)
         self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if normalize:
-            # In float64 whatever the dtype: a variance is of the size of φ_k², beyond float32 where φ_k is not.
+            # Always float64: a variance is of the order of φ_k², which can overflow float32 where φ_k does not.
             statistics = self.coeffs.detach()[..., 1:].double()
             self.register_buffer("running_mean", torch.zeros_like(statistics))
             self.register_buffer("running_var", torch.ones_like(statistics))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import slaf_ext
 from slaf_ext import SLAF, convert, training
 
 
@@ -850,3 +852,12 @@ def test_a_default_device_does_not_matter():
         converted, report = convert(net, x, degree=5)
     assert [layer.name for layer in report.layers] == ["1", "3"]
     assert (converted(x) - net(x)).abs().max() < 0.1
+
+
+def test_it_is_a_function_beside_a_package_with_its_reports():
+    from slaf_ext.convert import ConversionReport, LayerReport
+
+    _, report = slaf_ext.convert(mlp(nn.Tanh), inputs(), degree=3)
+    assert isinstance(report, ConversionReport)
+    assert isinstance(report.layers[0], LayerReport)
+    assert pickle.loads(pickle.dumps(report)) == report

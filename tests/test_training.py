@@ -272,6 +272,12 @@ def test_a_hybrid_has_the_dtype_the_device_and_the_mode_of_the_model():
     assert model[2][1].coeffs.dtype == torch.float32
 
 
+def test_a_hybrid_decoder_layer_keeps_its_activation_in_copies():
+    model = nn.Sequential(nn.TransformerDecoderLayer(4, 1, 8, activation=nn.GELU()))
+    training.replace_activations(model, degree=2, every=1)
+    assert isinstance(copy.deepcopy(model)[0].activation, SLAF)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

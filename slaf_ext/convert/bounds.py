@@ -104,7 +104,7 @@ def propagate_bounds(model: nn.Module, graph: fx.Graph, report: ConversionReport
 
 
 def lipschitz(module: nn.Module, interval: tuple[float, float]) -> float:
-    """The largest slope between neighbours on a grid, a little enlarged for what lies between; inf at a jump."""
+    """The largest slope between neighbours on a grid, enlarged a little for the points between; inf at a jump."""
     x = torch.linspace(*interval, 20_001, dtype=torch.float64, device="cpu")
     apart = 1e-3 * min(1e-3, float(x[1] - x[0]))
     bends = torch.linspace(-20, 20, 20_001, dtype=x.dtype, device="cpu").clamp(*interval)

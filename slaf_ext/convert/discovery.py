@@ -1,4 +1,4 @@
-"""The activations within a model: modules that are known by class, or recognised by trying them on numbers."""
+"""The activations within a model: modules known by their class, or recognised by running them on trial inputs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _trial_inputs() -> Tensor:
 
 
 def _trial(module: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Inputs and a module's output for each alone; None if outputs in a batch differ, or if it overwrites its input."""
+    """Trial inputs and a module's output for each; None if outputs in batches differ, or if it spoils its input."""
     x = _trial_inputs()
     try:
         function = in_float64(module)
@@ -137,7 +137,7 @@ def make_replaceable(model: nn.Module) -> nn.Module:
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
             function = module.activation
             set_module(module, "activation", function if isinstance(function, nn.Module) else _Function(function))
-        # torch's fast path in evaluation skips these modules' code, and computes relu or gelu whatever they hold.
+        # In evaluation torch has a fast path that skips these modules' code and computes relu or gelu in any case.
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         if isinstance(module, nn.TransformerEncoder):

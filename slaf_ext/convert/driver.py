@@ -62,7 +62,7 @@ def convert(
         degree: of every polynomial.
         basis: the φ_k.
         targets: which activations: names of modules (or of the nodes of functional calls, as in the report), or types
-            of modules. None for all known activations that are continuous.
+            of modules. None for all known activations that do not jump.
         method: how to fit, see :func:`slaf_ext.fit`.
         margin: how far the range is widened on each side, as a fraction of its width.
         outside: what the SLAFs do outside the range, see :func:`slaf_ext.slaf`. The default continues along the
@@ -104,7 +104,7 @@ def convert(
     original = make_replaceable(copy_of(untouched))
     original, graph, untraced = functions_as_modules(original, chosen, batches, report)
     parts = list(walk(original))
-    names = _targets(original, parts, chosen, report)
+    names = _select(original, parts, chosen, report)
     order = _execution_order(original, parts, names, graph, untraced, batches, report)
 
     converted = copy_of(original)
@@ -114,7 +114,7 @@ def convert(
         try:
             domain, like = _domain(converted, name, margin, batches)
             if math.isinf(lipschitz(module, domain)) and chosen is None:
-                raise ValueError(f"it jumps, and no polynomial comes close; targets={name!r} converts it all the same")
+                raise ValueError(f"it jumps, and no polynomial comes close; targets={name!r} converts it anyway")
             found = fit(in_float64(module), degree, basis, domain=domain, method=method)
         except (ValueError, RuntimeError) as error:
             if chosen is not None or isinstance(module, ACTIVATIONS):
@@ -164,8 +164,8 @@ def _check_targets(targets: Any) -> list[Target]:
     return chosen
 
 
-def _targets(model: nn.Module, parts: list[Part], chosen: list[Target] | None, report: ConversionReport) -> list[str]:
-    """The names of the modules to convert. Activations of torch.nn and TorchScript that stay are reported."""
+def _select(model: nn.Module, parts: list[Part], chosen: list[Target] | None, report: ConversionReport) -> list[str]:
+    """The names of the modules to convert; those that are not converted go into the report."""
     known = [name for name, _, found in parts if found]
     modules = dict(model.named_modules(remove_duplicate=False))
     if chosen is None:
@@ -194,7 +194,7 @@ def _targets(model: nn.Module, parts: list[Part], chosen: list[Target] | None, r
         elif isinstance(module, torch.jit.ScriptModule):
             report.not_converted.append((name, SCRIPTED))
         elif not (name in known or is_elementwise(module)):
-            raise ValueError(f"target {name!r} does not work element by element; a SLAF can only replace what does")
+            raise ValueError(f"target {name!r} does not work element by element; a SLAF replaces only what does")
         else:
             kept.append(name)
     return kept
@@ -209,7 +209,7 @@ def _execution_order(
     batches: Batches,
     report: ConversionReport,
 ) -> list[str]:
-    """The names in the order in which the modules first run. Those that are called in another way are reported."""
+    """The names in the order in which the modules first run; calls that cannot be converted go into the report."""
     order: list[str] = []
     left: dict[str, str] = {}
 

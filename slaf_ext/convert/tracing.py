@@ -81,8 +81,8 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, SLAF) or (m in self.leaves and self.has_one_argument)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, SLAF) or (m in self.leaves and self.has_one_argument)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(model: nn.Module, leaves: list[nn.Module], batches: Batches) -> tuple[fx.GraphModule | None, str]:

@@ -31,8 +31,8 @@ def coefficients(model: nn.Module) -> list[nn.Parameter]:
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
     """All other parameters of a model."""
-    ours = {id(p) for p in coefficients(model)}
-    return [p for p in model.parameters() if id(p) not in ours]
+    excluded = {id(p) for p in coefficients(model)}
+    return [p for p in model.parameters() if id(p) not in excluded]
 
 
 def param_groups(model: nn.Module, lr: float, *, coeffs_lr: float | None = None, **options: Any) -> list[dict]:
