@@ -8,8 +8,7 @@ import datetime
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -18,285 +17,186 @@ from tqdm import tqdm
 
 from slaf_ext import bases
 
-from . import cases, compare, environment, figures, measure, memory, networks, report, results, tables, variants
+from . import cases, environment, measure, memory, networks, results, variants
 
 KINDS = {"times": measure.times, "memory": memory.unit_records, "network": networks.times}
 PROGRESS = "{desc} {percentage:3.0f}%|{bar}| {elapsed} spent, about {remaining} left"
 EXAMPLES = """examples:
-  python -m benchmarks                          the quick preset: under 3 minutes on two quiet cores
-  python -m benchmarks list                     what there is to measure, and how long it takes
-  python -m benchmarks run full                 everything; Ctrl-C keeps what is done
-  python -m benchmarks run --resume             goes on with the newest run
   python -m benchmarks run degrees --variant fused relu --degree 3 8
-  python -m benchmarks run gpu                  a GPU's kernels and calls: under 100 s
+  python -m benchmarks run --resume
   python -m benchmarks report benchmarks/results/cpu-full.jsonl
   python -m benchmarks compare before.jsonl after.jsonl
 
-How each number is taken, and what it does not say: benchmarks/README.md"""
+How each number is measured, and what it does not say: benchmarks/README.md"""
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Measures slaf_ext beside what one would write instead. Without arguments: run quick.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EXAMPLES,
-    )
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    command = commands.add_parser("run", help="measure, print the tables, keep the raw results")
-    command.set_defaults(do=run)
-    command.add_argument(
-        "preset", nargs="?", choices=cases.PRESETS, metavar="PRESET",
-        help="quick (default), full, a part of full: " + ", ".join(list(cases.PRESETS)[2:-len(cases.ON_GPU)])
-        + "; or, on a GPU: " + ", ".join(cases.ON_GPU),
-    )  # fmt: skip
-    filters = command.add_argument_group(
-        "filters", "keep what has one of the values given; see `list` for what there is"
-    )
-    filters.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, …; default: what the preset is for")
-    for name, (kind, choices) in FILTERS.items():
-        described = ", ".join(map(str, choices)) if choices else "any number" + ", 2^20 too" * (name == "size")
-        filters.add_argument(f"--{name}", nargs="+", type=kind, choices=choices, metavar="VALUE", help=described)
-    command.add_argument("--profile", action="store_true", help="call each variant once, for a profiler; keep nothing")
-    command.add_argument("--output", type=Path, metavar="FILE", help="default: a new file in benchmarks/results/local")
-    command.add_argument(
-        "--resume", type=Path, nargs="?", const=Path(), metavar="FILE",
-        help="go on with that run, or with the newest; the preset and the filters are in the file",
-    )  # fmt: skip
-
-    command = commands.add_parser("list", help="the presets, variants and bases")
-    command.set_defaults(do=list_all)
-
-    command = commands.add_parser("report", help="tables and figures from raw results")
-    command.set_defaults(do=make_report)
-    command.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="raw files, as run wrote them")
-    command.add_argument("--figures", type=Path, metavar="FOLDER", help="where to draw the figures, as PNG and SVG")
-    command.add_argument(
-        "--readme", type=Path, metavar="FILE",
-        help=f"rewrite the part of FILE between {report.BEGIN} and {report.END}: figures, what sums the results up",
-    )  # fmt: skip
-    command.add_argument("--details", type=Path, metavar="FILE", help="with --readme: write every table to FILE")
-
-    command = commands.add_parser(
-        "compare", help="ratios of two runs, and what became slower",
-        description="The new run's times and peak memory over the old one's. fused is judged by its ratio to relu in "
-        "the same run, where both have relu, since a machine is not as fast in every run.",
-    )  # fmt: skip
-    command.set_defaults(do=compare_two)
-    command.add_argument("old", type=Path, metavar="OLD", help="raw file of the run before a change")
-    command.add_argument("new", type=Path, metavar="NEW", help="raw file of the run after it")
-    return top
+def usable_device(text: str) -> str:
+    """A device that can be measured here."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device to measure on; give cpu, cuda, cuda:1, …")
+    if text != "cpu" and int(text[5:] or 0) >= (count := torch.cuda.device_count()):
+        raise argparse.ArgumentTypeError(f"there is no {text} here: torch finds {count} GPUs; give cpu")
+    return text
 
 
-def elements(text: str) -> int:
-    """A number of elements, also as a power of 2.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    match = re.fullmatch(r"(2\^)?(\d{1,18})", text)
-    if match is None or (match[1] and int(match[2]) > 62):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of elements; give it as 4096 or 2^12")
-    return 2 ** int(match[2]) if match[1] else int(match[2])
-
-
-# How the values of each of cases.FILTERS are read, and which there are.
+# The filters of run: how a value is read, and which values there are.
 FILTERS = {
     "dtype": (str, tuple(cases.DTYPES)),
     "basis": (str, (*bases.names(), cases.JACOBI.name)),
     "degree": (int, None),
     "sharing": (str, cases.SHARINGS),
     "layout": (str, cases.LAYOUTS),
-    "size": (elements, None),
+    "size": (int, None),
     "pass": (str, cases.PASSES),
     "variant": (str, variants.names()),
 }
 
 
-def usable_device(text: str) -> str:
-    """A device that can be measured here.
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures slaf_ext beside what one would write instead. Without arguments: run quick.",
+    )  # fmt: skip
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    Raises:
-        argparse.ArgumentTypeError: it is none; the message says what is.
-    """
-    if text != "cpu":
-        if not re.fullmatch(r"cuda(:\d+)?", text):
-            raise argparse.ArgumentTypeError(f"{text!r} is no device to measure on; give cpu, cuda, cuda:1, …")
-        count = torch.cuda.device_count()
-        if int(text[5:] or 0) >= count:
-            raise argparse.ArgumentTypeError(f"there is no {text} here: torch finds {count} GPUs; give cpu")
-    return text
+    made = commands.add_parser("run", help="measure, print the tables, keep the raw results")
+    made.set_defaults(do=run)
+    made.add_argument("preset", nargs="?", choices=cases.PRESETS, metavar="PRESET", help=", ".join(cases.PRESETS))
+    made.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, …; default: what the preset is for")
+    for name, (kind, choices) in FILTERS.items():
+        text = f"keep only: {', '.join(choices) if choices else 'any numbers'}"
+        made.add_argument(f"--{name}", nargs="+", type=kind, choices=choices, metavar="VALUE", help=text)
+    made.add_argument("--profile", action="store_true", help="call each variant once, for a profiler; keep nothing")
+    made.add_argument("--output", type=Path, metavar="FILE", help="default: a new file in benchmarks/results/local")
+    made.add_argument("--resume", type=Path, nargs="?", const=Path(), metavar="FILE",
+                      help="continue that run, or the newest; the file holds its preset and filters")  # fmt: skip
+
+    commands.add_parser("list", help="the presets, variants and bases").set_defaults(do=list_all)
+
+    made = commands.add_parser("report", help="tables and figures from raw results")
+    made.set_defaults(do=report_files)
+    made.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files that run wrote")
+    made.add_argument("--figures", type=Path, metavar="FOLDER", help="where to draw the figures, as PNG")
+    made.add_argument("--readme", type=Path, metavar="FILE", help="rewrite FILE between its benchmark markers")
+    made.add_argument("--details", type=Path, metavar="FILE", help="with --readme: write every table to FILE")
+
+    made = commands.add_parser("compare", help="what became slower or larger between two runs")
+    made.set_defaults(do=compare_two)
+    made.add_argument("old", type=Path, metavar="OLD", help="raw file of the run before a change")
+    made.add_argument("new", type=Path, metavar="NEW", help="raw file of the run after it")
+    return top
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments or ["run"])
     try:
-        status = options.do(options)
+        status = options.do(options) or 0
         sys.stdout.flush()
-    except results.ResultsError as error:
+    except (results.ResultsError, argparse.ArgumentTypeError) as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # Whoever reads has enough. What is still in the buffer must not be written at the exit.
+    except BrokenPipeError:  # the reader of a pipe has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell has it of a process that SIGPIPE ended
+        return 141
+    except OSError as error:
+        print(f"{error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
+        return 1
     return status
 
 
-def run(options: argparse.Namespace) -> int:
-    if options.profile:
-        _, units = _asked(options)
-        for unit in units:
-            measure.run_once(unit)
-        return 0
-    path, request, done = _begin(options) if options.resume is None else _resume(options)
-    units = cases.select(cases.PRESETS[request["preset"]](request["device"]), request["wanted"])
-    completed = measure_all([unit for unit in units if unit.key not in done], path)
+def run(options: argparse.Namespace) -> int | None:
+    if options.resume is not None:
+        path, units = resume(options)
+    else:
+        preset = options.preset or "quick"
+        wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
+        units = cases.select(preset, options.device, wanted)
+        if not units:
+            raise results.ResultsError(f"{preset} has nothing with {wanted}; see: python -m benchmarks list")
+        device = usable_device(units[0].entries[0].case.device)
+        if options.profile:
+            return measure.run_once(units)
+        path = options.output or results.LOCAL / f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
+        if not path.suffix:
+            raise results.ResultsError(f"{path} has no suffix, and its figures need a folder of that name; add .jsonl")
+        results.start(path, environment.facts(device), {"preset": preset, "device": device, "wanted": wanted})
+    completed = measure_all(units, path)
+    from . import figures, report  # which need pandas and matplotlib, as measuring does not
+
     found = [results.load(path)]
-    print(report.text(found))
-    drawn = figures.draw_all(found, results.pictures(path))
-    print(f"\nraw results  {_shown(path)}")
-    for picture in drawn:
-        print(f"figure       {_shown(picture)}")
+    print(report.text(found), f"\n\nraw results  {path}")
+    for picture in figures.draw_all(found, path.with_suffix("")):
+        print(f"figure       {picture}")
     if not completed:
-        print(f"Interrupted. Go on with: python -m benchmarks run --resume {_shown(path)}")
-    return 0 if completed else 130
+        print(f"Interrupted. Continue with: python -m benchmarks run --resume {path}")
+    return None if completed else 130
 
 
-def _begin(options: argparse.Namespace) -> tuple[Path, dict, set]:
-    """A new file, what is to be measured, and what is done already: nothing."""
-    request, _ = _asked(options)
-    path = options.output or results.LOCAL / f"{request['preset']}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
-    results.pictures(path)
-    results.start(path, environment.facts(request["device"]), request)
-    return path, request, set()
-
-
-def _asked(options: argparse.Namespace) -> tuple[dict, list[cases.Unit]]:
-    """What is to be measured.
-
-    Raises:
-        ResultsError: there is nothing of it, or no such device.
-    """
-    preset = options.preset or "quick"
-    device = options.device or ("cuda" if preset in cases.ON_GPU else "cpu")
-    _check_device(device, f"{preset} cannot be measured")
-    wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
-    units = list(cases.PRESETS[preset](device))
-    if not units:
-        raise results.ResultsError(f"{preset} has nothing to measure on {device}; choose another preset.")
-    chosen = cases.select(units, wanted)
-    if not chosen:
-        there = "; ".join(f"--{name} {' '.join(values)}" for name, values in _values(units, wanted).items())
-        raise results.ResultsError(
-            f"The filters leave nothing of {preset}. What it has, not all of it together: {there}."
-        )
-    return {"preset": preset, "device": device, "wanted": wanted}, chosen
-
-
-def _check_device(device: str, otherwise: str) -> None:
-    try:
-        usable_device(device)
-    except argparse.ArgumentTypeError as error:
-        raise results.ResultsError(f"{otherwise}: {error}.") from None
-
-
-def _resume(options: argparse.Namespace) -> tuple[Path, dict, set]:
-    """The file to go on with, what was to be measured, and what of it is done already."""
-    ignored = [name for name in ("preset", "device", *FILTERS, "output") if getattr(options, name)]
-    if ignored:
-        given = " and ".join("a preset" if name == "preset" else f"--{name}" for name in ignored)
-        parser().error(f"--resume goes on with what its file asks for; leave out {given}, or start a new run")
-    path = options.resume if options.resume != Path() else results.newest()
-    begun = _load(path)
-    _check_device(begun.request["device"], f"{path} cannot be gone on with")
-    results.check_same_environment(begun, environment.facts(begun.request["device"]))
-    results.pictures(path)
-    return path, begun.request, begun.done()
-
-
-def _values(units: Iterable[cases.Unit], names: Iterable[str]) -> dict[str, list[str]]:
-    """What the units have of each filter's values, as one gives them."""
-    entries = [entry for unit in units for entry in unit.entries]
-    found = {name: list(dict.fromkeys(map(cases.FILTERS[name], entries))) for name in names}
-    numbers = {"degree": str, "size": tables.power}
-    return {
-        name: list(map(numbers[name], sorted(values))) if name in numbers else values for name, values in found.items()
-    }
+def resume(options: argparse.Namespace) -> tuple[Path, list[cases.Unit]]:
+    """The file to continue, and the units that it lacks."""
+    given = [name for name in ("preset", "device", *FILTERS, "output") if getattr(options, name)]
+    if given:
+        parser().error(f"--resume takes {' and '.join(given)} from its file; leave that out, or start a new run")
+    begun = load(options.resume if options.resume != Path() else results.newest())
+    device = usable_device(begun.request["device"])
+    results.check_same_environment(begun, environment.facts(device))
+    units = cases.select(begun.request["preset"], device, begun.request["wanted"])
+    return begun.path, [unit for unit in units if (unit.suite, unit.kind, unit.entries) not in begun.done]
 
 
 def measure_all(units: list[cases.Unit], path: Path) -> bool:
-    """Measures the units and adds each to the file when it is done; False if interrupted."""
-    try:
-        with tqdm(total=sum(u.expected_seconds for u in units), bar_format=PROGRESS, dynamic_ncols=True) as progress:
-            for unit in units:
-                start, before = perf_counter(), progress.n
+    """Measures the units and appends each to the file when it is done; False if interrupted."""
+    total = sum(unit.expected_seconds for unit in units)
+    with contextlib.suppress(KeyboardInterrupt), tqdm(total=total, bar_format=PROGRESS, dynamic_ncols=True) as progress:
+        for unit in units:
+            start, before = perf_counter(), progress.n
 
-                def tick(what: str, unit: cases.Unit = unit, start: float = start, before: float = before) -> None:
-                    progress.set_description_str(f"{unit.suite}: {what}"[:32].ljust(32), refresh=False)
-                    progress.update(before + min(unit.expected_seconds, perf_counter() - start) - progress.n)
+            def tick(what: str, unit: cases.Unit = unit, start: float = start, before: float = before) -> None:
+                progress.set_description_str(f"{unit.suite}: {what}"[:32].ljust(32), refresh=False)
+                progress.update(before + min(unit.expected_seconds, perf_counter() - start) - progress.n)
 
-                results.append(path, unit, KINDS[unit.kind](unit, tick))
-                progress.update(before + unit.expected_seconds - progress.n)
-    except KeyboardInterrupt:
-        return False
-    return True
+            results.append(path, unit, KINDS[unit.kind](unit, tick))
+            progress.update(before + unit.expected_seconds - progress.n)
+        return True
+    return False
 
 
-def list_all(options: argparse.Namespace) -> int:
-    print("presets, and about how long they take on two quiet cores, gpu… on an H100")
+def list_all(options: argparse.Namespace) -> None:
+    print("presets, and about how long they take on two idle cores (gpu…: on an H100)")
     for name, preset in cases.PRESETS.items():
-        units = list(preset("cuda" if name in cases.ON_GPU else "cpu"))
-        minutes = sum(u.expected_seconds for u in units) / 60
-        print(
-            f"  {name:<12}{minutes:>5.1f} min {len(units):>3} units  {(preset.__doc__ or '').strip().splitlines()[0]}"
-        )
-        there = _values(units, (name for name in FILTERS if name not in ("basis", "variant")))
-        said = "; ".join(f"{name} {' '.join(values)}" for name, values in there.items())
-        print(textwrap.fill(said, tables.COLUMNS, initial_indent=" " * 12, subsequent_indent=" " * 12))
-    print("\nvariants\n  " + "\n  ".join(variants.names()))
-    print("\nbases\n  " + "\n  ".join(bases.names()))
-    return 0
+        units = cases.select(name)
+        degrees = sorted({entry.case.degree for unit in units for entry in unit.entries})
+        print(f"  {name:<12}{sum(unit.expected_seconds for unit in units) / 60:>5.1f} min  {preset.__doc__}")
+        print(f"{'':25}degree {' '.join(map(str, degrees))}")
+    for title, names in (("variants", variants.names()), ("bases", bases.names())):
+        print(f"\n{title}\n  " + "\n  ".join(names))
 
 
-def make_report(options: argparse.Namespace) -> int:
-    if options.details is not None and options.readme is None:
-        parser().error("--details is the file that the block of a --readme links to; give that too")
-    found = [_load(path) for path in options.results]
+def report_files(options: argparse.Namespace) -> None:
+    from . import figures, report
+
+    found = [load(path) for path in options.results]
     if options.readme is None:
-        if options.figures is not None:
-            results.check_folder(options.figures)
         print(report.text(found))
-        drawn = figures.draw_all(found, options.figures) if options.figures else []
     else:
-        drawn = report.write(options.readme, found, options.figures, options.details)
-        print(f"{_shown(options.readme)} rewritten between the markers")
-        if options.details is not None:
-            print(f"every table  {_shown(options.details)}")
-    for picture in drawn:
-        print(f"figure       {_shown(picture)}")
-    return 0
+        report.write(options.readme, found, options.figures, options.details)
+        print(f"{options.readme} rewritten between the markers")
+    for picture in figures.draw_all(found, options.figures) if options.figures else ():
+        print(f"figure       {picture}")
 
 
-def compare_two(options: argparse.Namespace) -> int:
-    print(compare.text(_load(options.old), _load(options.new)))
-    return 0
+def compare_two(options: argparse.Namespace) -> None:
+    from . import compare
+
+    print(compare.text(load(options.old), load(options.new)))
 
 
-def _load(path: Path) -> results.Results:
-    """The results in a file; what of it could not be used is said."""
+def load(path: Path) -> results.Results:
+    """The results in a file; remarks on damaged lines go to stderr."""
     found = results.load(path)
     for remark in found.remarks:
         print(remark, file=sys.stderr)
     return found
-
-
-def _shown(path: Path) -> Path:
-    """The path from where the user stands, if it lies below."""
-    with contextlib.suppress(ValueError):
-        return path.resolve().relative_to(Path.cwd())
-    return path
 
 
 if __name__ == "__main__":

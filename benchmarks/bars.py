@@ -1,156 +1,117 @@
-"""The speed and memory that this project has promised, as ratios, and whether a run shows them."""
+"""The speed and memory that this project promises, as ratios, and whether a run shows them.
+
+At 2^20 elements a ratio to relu depends on which tensors a cache holds. So kernels are compared with gelu there, with
+relu at 2^24 elements, where memory limits both, and with the larger of two roofs measured in the same rounds. From 2^20
+elements on, the cost of a call from Python hardly matters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 
 from . import cases
-from .cases import COMPILED, NETWORKS, NORMALIZING, Case
-from .results import Results
-from .statistics import Group, Measured, Quantity, groups
+from .analysis import RIVALS, pick, roof, units
+from .cases import NORMALIZING, PASSES
+from .results import Blocks
 
-FLAT, IMAGE, ROWS, SMALL = (2**20,), (32, 64, 56, 56), (4096, 768), (4096,)
-FLOOR = "floor"
+FLAT, LARGE, IMAGE, ROWS = (2**20,), (2**24,), (32, 64, 56, 56), (4096, 768)
+KEPT = {"memory": "kept", "dtype": "fp32"}
 
 
 @dataclass(frozen=True)
 class Bar:
-    """`over` / `under` (the fastest of the variants named) held against `bound`.
+    """`over` / `under` held against `bound`, in the first unit whose columns are as `where` says.
 
-    Of kind FLOOR it is the share of a copy's bandwidth: a copy's time over `under`'s, each by the bytes it moves.
+    Beside variants, "compiled" is the fastest compiled form, "roof" the larger roof of the other side, and "inputs"
+    the bytes of x and coeffs. `of` is "blocks" of time, or "peak" or "saved" bytes; `group` is "CPU", "GPU", or
+    "floor" for the GPU's kernels.
     """
 
     text: str
-    over: tuple[str, ...]
-    under: tuple[str, ...]
+    over: str
+    under: str
     sense: str
     bound: float
-    case: dict = field(default_factory=dict)
-    over_dtype: str | None = None  # if it is not under's
-    kind: str = "times"
+    where: dict
+    suites: tuple[str, ...] = ("headline", "sizes")
+    of: str = "blocks"
+    group: str = "CPU"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A bar beside what was measured; it says little if other processes held the cores meanwhile: `disturbed`."""
-
-    bar: Bar
-    measured: Quantity
-    disturbed: bool = False
-
-    @property
-    def met(self) -> bool:
-        value = self.measured.median
-        return value >= self.bar.bound if self.bar.sense == "≥" else value <= self.bar.bound
+def _at(shape: tuple[int, ...], degree: int = 8, layout: str = "contiguous") -> dict:
+    return {"shape": shape, "degree": degree, "layout": layout}
 
 
-FUSED, RELU, NAIVE = ("fused",), ("relu",), ("naive",)
+_ROOFS = {"degree 3": _at(FLAT, 3), "degree 8": _at(FLAT), "degree 16": _at(FLAT, 16), "2^24 elements": _at(LARGE),
+          "per channel": _at(IMAGE), "NHWC": _at(IMAGE, 8, "channels_last"), "per feature": _at(ROWS)}  # fmt: skip
+_NORMALIZED = {"per channel": _at(IMAGE, 5), "NHWC": _at(IMAGE, 5, "channels_last")}
+_NETWORKS = [{"network": name, "kind": "network"} for name in ("mlp", "resnet", "vit")]
+_CPU = (
+    Bar("degree 3: fused / gelu", "fused", "gelu", "≤", 0.6, _at(FLAT, 3)),
+    Bar("degree 8: fused / gelu", "fused", "gelu", "≤", 0.6, _at(FLAT)),
+    Bar("degree 16: fused / gelu", "fused", "gelu", "≤", 0.9, _at(FLAT, 16)),
+    Bar("2^24 elements: fused / relu", "fused", "relu", "≤", 1.15, _at(LARGE)),
+    Bar("degree 8: best compiled / fused", "compiled", "fused", "≥", 2.5, _at(FLAT)),
+    *(Bar(f"{name}: fused / roof", "fused", "roof", "≤", 2, at) for name, at in _ROOFS.items()),
+    *(Bar(f"{name}: normalised / bn+relu", *NORMALIZING, "≤", 1.5, at) for name, at in _NORMALIZED.items()),
+    *(Bar(f"{n['network']} step: fused / relu", "fused", "relu", "≤", 1.05, n, ("networks",)) for n in _NETWORKS),
+    *(Bar(f"degree {n}: peak, fused / relu", "fused", "relu", "≤", 1.01, {"degree": n}, ("memory",), "peak")
+      for n in (3, 8, 16)),
+    Bar("saved bytes: fused / (x, coeffs)", "fused", "inputs", "≤", 1, {"degree": 8}, ("memory",), "saved"),
+    Bar("a call: fused / python function", "fused", "python function", "≤", 1.35, {}, ("calls",), group="GPU"),
+)  # fmt: skip
 
-
-def _by_degree(degree: int, naive: float, compiled: float, relu: float) -> Iterator[Bar]:
-    at = {"shape": FLAT, "degree": degree}
-    yield Bar(f"degree {degree}: naive / fused", NAIVE, FUSED, "≥", naive, at)
-    yield Bar(f"degree {degree}: best compiled / fused", COMPILED, FUSED, "≥", compiled, at)
-    yield Bar(f"degree {degree}: fused / relu", FUSED, RELU, "≤", relu, at)
-    yield Bar(f"degree {degree}: fused bf16 / fused fp32", FUSED, FUSED, "≤", 1, at, over_dtype="bf16")
-    yield Bar(
-        f"degree {degree}: peak memory, fused / relu", FUSED, RELU, "≤", 1.01, {"degree": degree}, kind="peak_bytes"
-    )
-
-
-def _by_layout(layout: str) -> Iterator[Bar]:
-    at, words = {"shape": IMAGE, "layout": layout}, layout.replace("_", " ")
-    yield Bar(f"per channel, {words}: fused / relu", FUSED, RELU, "≤", 2, {**at, "degree": 8})
-    normalized, yardstick = NORMALIZING
-    yield Bar(f"{words}: normalised / batchnorm+relu", (normalized,), (yardstick,), "≤", 1.5, {**at, "degree": 5})
-
-
-# For a GPU, in the order of cases.FLOOR: the share of a copy's bandwidth, forward and backward in fp32, and in 16 bits.
-# What is normalised moves more bytes (Entry.moved_bytes), and may take 1.15 and 1.35 times what these take a copy.
+# The share of a copy's bandwidth: forward and backward in fp32, and in 16 bits. The normalised form may take 1.15 and
+# 1.35 times as long as a copy of the bytes that it moves.
 _DENSE, _APART, _GENERAL = (0.96, 0.96, 0.94, 0.95), (0.93, 0.91, 0.86, 0.83), (0.95, 0.95, 0.90, 0.90)
-_NORMALIZED, _DEGREE_16 = (1 / 1.15, 1 / 1.15, 1 / 1.35, 1 / 1.35), (0.95, 0.95, 0.76, 0.76)
-_SHARES = _DENSE, _DENSE, _APART, _APART, _GENERAL, _GENERAL, _NORMALIZED, _NORMALIZED
+_STATISTICS, _DEGREE_16 = (1 / 1.15, 1 / 1.15, 1 / 1.35, 1 / 1.35), (0.95, 0.95, 0.76, 0.76)
+_SHARES = _DENSE, _DENSE, _APART, _APART, _GENERAL, _GENERAL, _STATISTICS, _STATISTICS
 
 
-def _floor() -> Iterator[Bar]:
-    of = dict(zip(cases.FLOOR, _SHARES, strict=True))
+def _floor() -> list[Bar]:
+    shares, found = dict(zip(cases.FLOOR, _SHARES, strict=True)), []
     for name, entry in cases.floor():
-        at = {key: value for key, value in asdict(entry.case).items() if key not in ("device", "threads")}
-        shares = _DEGREE_16 if at["degree"] == 16 else of[name]
-        bound = shares[2 * (at["dtype"] != "fp32") + (at["passes"] == "backward")]
-        yield Bar(f"degree {at['degree']}, {name}", ("copy",), (entry.variant,), "≥", bound, at, kind=FLOOR)
+        where = {k: getattr(entry.case, k) for k in ("shape", "degree", "basis", "layout", "dtype", "passes")}
+        of = _DEGREE_16 if entry.case.degree == 16 else shares[name]
+        bound = of[2 * (entry.case.dtype != "fp32") + PASSES[1:].index(entry.case.passes)]
+        found.append(Bar(name, "roof", entry.variant, "≥", bound, where, ("gpu",), group="floor"))
+    return found
 
 
-BARS = (
-    *_by_degree(3, naive=40, compiled=2.5, relu=1.4),
-    *_by_degree(8, naive=100, compiled=3, relu=1.5),
-    *_by_degree(16, naive=150, compiled=2.5, relu=2.5),
-    *_by_layout("contiguous"),
-    *_by_layout("channels_last"),
-    Bar("per feature: fused / relu", FUSED, RELU, "≤", 2, {"shape": ROWS}),
-    Bar("4096 elements: fused / relu", FUSED, RELU, "≤", 2, {"shape": SMALL}),
-    *(Bar(f"{network} step: fused / relu", FUSED, RELU, "≤", 1.05, kind=network) for network in NETWORKS),
-    Bar("saved for backward: fused / (x, coeffs)", FUSED, (), "≤", 1, {"degree": 8}, kind="saved_bytes"),
-    Bar("a call of 4096 elements: fused / python function", FUSED, ("python function",), "≤", 1.35, kind="calls"),
-    *_floor(),
-)
+BARS = (*_CPU, *_floor())
 
 
-SUITES = {"times": "headline", "calls": "calls", FLOOR: "gpu"}
-
-
-def verdicts(results: Iterable[Results]) -> list[Verdict]:
-    """A verdict for every bar of which the results hold both sides."""
-    results = list(results)
-    timed = {kind: list(groups(results, "times", suite)) for kind, suite in SUITES.items()}
-    for kind in ("calls", FLOOR):  # which are a GPU's
-        timed[kind] = [group for group in timed[kind] if group.case.on_gpu]
-    stepped, memory = list(groups(results, "network")), list(groups(results, "memory", "memory"))
-    found = []
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each bar that the records have both sides of; `disturbed`: by other processes on the cores."""
+    rows = []
     for bar in BARS:
-        if bar.kind in SUITES:
-            verdict = _time(bar, timed[bar.kind])
-        elif bar.kind in NETWORKS:
-            verdict = _time(bar, [group for group in stepped if group[0].entry.network == bar.kind])
-        else:
-            verdict = _bytes(bar, memory)
-        if verdict is not None:
-            found.append(verdict)
-    return found
+        device = table[(table.device == "cpu") == (bar.group == "CPU")]
+        found = (_value(bar, unit) for suite in bar.suites for unit in units(device, **KEPT | bar.where, suite=suite))
+        seconds, value = next((pair for pair in found if pair), (None, None))
+        if value is not None:
+            low, median, high = value.quartiles
+            met = median >= bar.bound if bar.sense == "≥" else median <= bar.bound
+            kernel = {"degree": None, "dtype": None, "passes": None, **bar.where, "seconds": seconds}
+            quartiles = {"low": low, "median": median, "high": high}
+            rows.append({**vars(bar), **kernel, **quartiles, "met": met, "disturbed": value.disturbed})
+    return pd.DataFrame(rows, columns=None if rows else ["group"])
 
 
-def floor(results: Iterable[Results]) -> list[Verdict]:
-    """Those of a GPU's kernels."""
-    return [verdict for verdict in verdicts(results) if verdict.bar.kind == FLOOR]
-
-
-def _time(bar: Bar, timed: list[Group]) -> Verdict | None:
-    found = None
-    at = {"dtype": "fp32", "memory": "kept", **bar.case}
-    for group in timed:
-        under = group.find(*bar.under, **at)
-        over = group.find(*bar.over, **{**at, "dtype": bar.over_dtype or at["dtype"]})
-        if over and under:
-            factor = under.entry.moved_bytes / over.entry.moved_bytes if bar.kind == FLOOR else 1
-            found = Verdict(bar, over.over(under, factor), over.disturbed or under.disturbed)
-    return found
-
-
-def _bytes(bar: Bar, memory: list[Group]) -> Verdict | None:
-    of: dict[str, Measured] = {
-        m.entry.variant: m
-        for group in memory
-        for m in group
-        if bar.kind in m.record and m.entry.case.degree == bar.case["degree"]
-    }
-    over = next((of[v] for v in bar.over if v in of), None)
-    under = next((of[v] for v in bar.under if v in of), None)
-    if over is None or (bar.under and under is None):
-        return None
-    ratio = over.record[bar.kind] / (under.record[bar.kind] if under else _x_and_coeffs(over.entry.case))
-    return Verdict(bar, Quantity(ratio, ratio, ratio))
-
-
-def _x_and_coeffs(case: Case) -> int:
-    return case.nbytes + case.nbytes // case.numel * (case.degree + 1) * case.groups
+def _value(bar: Bar, unit: pd.DataFrame) -> tuple[float, Blocks] | None:
+    """The time of `under`, and the ratio; None if the unit lacks a side."""
+    if bar.of == "blocks":
+        rows = {name: pick(unit, *RIVALS.get(name, (name,))) for name in (bar.over, bar.under) if name != "roof"}
+        if any(row is None for row in rows.values()):
+            return None
+        limit = roof(unit, next(iter(rows.values())).entry)
+        over, under = (limit if name == "roof" else rows[name].blocks for name in (bar.over, bar.under))
+        time = rows[bar.under]["median"] if bar.under in rows else np.nan
+        return None if over is None or under is None else (time, over.over(under))
+    case = unit.case.iloc[0]
+    inputs = float(case.nbytes + case.nbytes // case.numel * (case.degree + 1) * case.groups)
+    sizes = {**dict(zip(unit.variant, unit[bar.of], strict=True)), "inputs": inputs}
+    ratio = sizes.get(bar.over, np.nan) / sizes.get(bar.under, np.nan)
+    return None if np.isnan(ratio) else (np.nan, Blocks(np.full(3, ratio), np.full(3, True)))

@@ -1,4 +1,4 @@
-"""Where a measurement was made, and the state of the process in which it is made."""
+"""Where a measurement was made, and how the measuring process is set up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,29 +21,21 @@ from . import CORES
 ROOT = Path(__file__).parent.parent
 IS_LINUX = sys.platform.startswith("linux")
 
-# What a process must be started with.
-#
-# Tensors are aligned, and glibc's thread cache holds on to the few bytes left over on both sides. So the gap that a
-# freed tensor leaves is too small for the next one by these bytes, and outputs wander over up to a dozen places, more
-# of them for one variant than for another: relu's time at 2^20 elements was seen to differ by a factor of 3 with the
-# places alone.
-#
-# OpenMP's threads, torch's and those of compiled code, stay on the core that each got.
+# The environment variables that steady a run. With glibc's thread cache the place of a freed tensor is a few bytes too
+# small for the next one; outputs then wander over up to a dozen places, and relu's time at 2^20 elements was seen to
+# differ by a factor of 3. OpenMP's threads stay on one core each.
 _STEADY = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "OMP_PLACES": "cores", "OMP_PROC_BIND": "true"}
 
 
 def restart_steadily() -> None:
-    """Replaces this process by itself with threads bound to cores, and a malloc whose tensors wander less.
-
-    What a user set is left alone.
-    """
+    """Restarts this process with those of _STEADY that the user did not set."""
     missing = {name: value for name, value in _STEADY.items() if name not in os.environ}
     if IS_LINUX and missing:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
 
 
 def facts(device: str) -> dict:
-    """What a reader needs to judge, or repeat, the numbers."""
+    """What a reader needs to judge or repeat the numbers."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -61,7 +54,7 @@ def facts(device: str) -> dict:
 
 
 def _commit() -> str:
-    """The commit, with a mark where files differ from it; "unknown" outside a checkout."""
+    """The commit, marked "-dirty" if files differ from it; "unknown" outside a checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=8", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -70,34 +63,28 @@ def _commit() -> str:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    info = Path("/proc/cpuinfo")
+    lines = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    return next(iter(lines), platform.processor() or "unknown")
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc keep what is freed, as GPU allocators do. False where malloc is not glibc's.
+    """Makes malloc keep freed memory, as GPU allocators do. False where malloc is not glibc's.
 
-    By default glibc gives a large block back to the system or keeps it, depending on what was allocated before; given
-    back, it costs a page fault every 4 KiB at the next call, which can exceed the arithmetic.
+    By default glibc may return a large block to the system, depending on what was allocated before, and the next call
+    then pays a page fault for every 4 KiB.
     """
     return _mallopt(_M_MMAP_MAX, 0) and _mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def return_freed_memory() -> bool:
-    """Makes malloc give every large block back when it is freed, so that resident memory is live memory."""
+    """Makes malloc return every large block when it is freed, so that resident memory is live memory."""
     return _mallopt(_M_MMAP_MAX, 65536) and _mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
 
 
 def _mallopt(parameter: int, value: int) -> bool:
-    if not IS_LINUX:
-        return False
-    try:
-        return bool(ctypes.CDLL(None).mallopt(parameter, value))
-    except AttributeError:
-        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if IS_LINUX else None
+    return mallopt is not None and bool(mallopt(parameter, value))

@@ -1,4 +1,4 @@
-"""How a variant is checked and timed."""
+"""How variants are timed: in interleaved rounds, after each has been checked."""
 
 from __future__ import annotations
 
@@ -7,40 +7,28 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
-from slaf_ext import bases
-
-from . import environment, oracle, variants
+from . import environment, variants
 from .cases import DTYPES, PRODUCT_SIDE, Case, Entry, Unit
+from .check import Wrong, check
 from .variants import Prepared, Unavailable
 
-# An error, as a fraction of the largest true value, beyond which a variant does not compute the polynomial at all; the
-# error itself stands in the table. In fp32 up to 2e-5 was seen, of the stacked form's sum over a million elements.
-LIMITS = {"fp64": 1e-12, "fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
-# Coefficients that were converted to powers of x cancel each other, and lose digits as the degree grows.
-LIMITS_IN_POWERS = {**LIMITS, "fp64": 1e-8, "fp32": 1e-2}
-
-BLOCK_SECONDS = 0.01  # calls in a row before the next variant has its turn
-LEAST_ROUNDS, MOST_ROUNDS = 7, 101
-MOST_IN_TURN = 64
-
-
-class Wrong(Exception):
-    """The variant computes something else."""
+BLOCK_SECONDS = 0.01  # length of a block of calls, before it is the next variant's turn
+MIN_ROUNDS, MAX_ROUNDS = 7, 101
+MAX_IN_TURN = 64
 
 
 def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
     """x, uniform on the basis's own interval, and grad_output, of the case's layout."""
     generator = torch.Generator(case.device).manual_seed(seed)
-    lo, hi = bases.get(case.recurrence).domain
+    lo, hi = case.recurrence.domain
     order = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
 
     def draw(make: Callable) -> Tensor:
@@ -51,11 +39,11 @@ def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def action(prepared: Prepared, x: Tensor, grad_output: Tensor, passes: str) -> Callable[[], dict[str, Tensor]]:
-    """The call to be timed. It returns y and the gradients, whichever the pass has."""
+    """The call to be timed, which returns those of y and the gradients that the pass computes."""
     wanted = (x, *prepared.params)
 
     def gradients(y: Tensor, **options) -> dict[str, Tensor]:
-        # A constant polynomial does not depend on x: materialize_grads.
+        # materialize_grads: a constant polynomial does not depend on x
         found = torch.autograd.grad(y, wanted, grad_output, materialize_grads=True, **options)
         return dict(zip(prepared.gradients, found, strict=True))
 
@@ -77,75 +65,36 @@ def action(prepared: Prepared, x: Tensor, grad_output: Tensor, passes: str) -> C
 
 
 def in_turn(runs: Sequence[Callable]) -> Callable:
-    """One that calls the next of them each time."""
+    """A function that calls the next of them each time."""
     turns = itertools.cycle(runs)
     return runs[0] if len(runs) == 1 else lambda: next(turns)()
 
 
 def tensors_in_turn(case: Case) -> int:
-    """How many pairs of x and grad_output take turns, so that a GPU's L2 has forgotten each when its turn comes again.
+    """How many pairs of x and grad_output take turns, so that at least twice the L2's size is read between two turns.
 
-    Between two turns at least twice what it holds is read; of less than some MiB, which would need thousands, no more
-    than MOST_IN_TURN take part.
+    Of tensors so small that this takes more than MAX_IN_TURN pairs the L2 may hold some.
     """
     l2 = torch.cuda.get_device_properties(case.device).L2_cache_size
-    return min(MOST_IN_TURN, 1 + math.ceil(2 * l2 / case.nbytes))
+    return min(MAX_IN_TURN, 1 + math.ceil(2 * l2 / case.nbytes))
 
 
 @contextlib.contextmanager
 def compiling(entry: Entry) -> Iterator[None]:
-    """The first calls of an entry.
+    """Watches the first calls of an entry.
 
     Raises:
-        Wrong: torch.compile made no graph of it, so that its time would be that of the eager form.
+        Wrong: torch.compile produced no graph, so the eager form would be timed.
     """
     stats = torch._dynamo.utils.counters["stats"]
     before = stats["unique_graphs"]
     yield
     if entry.is_compiled and stats["unique_graphs"] == before:
-        raise Wrong("torch.compile compiled nothing, and fell back to the eager form")
-
-
-def check(entry: Entry, prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor]) -> dict:
-    """The errors against float64.
-
-    Raises:
-        Wrong: one of them is beyond what rounding explains.
-    """
-    case = entry.case
-    outputs = {name: t.detach() for name, t in outputs.items()}
-    if prepared.basis is None:
-        found = _errors_by_definition(prepared, x, grad_output, outputs, case.passes)
-    else:
-        true = case, variants.coefficients(case), bases.get(case.recurrence), x.detach(), grad_output, outputs
-        if prepared.normalized:
-            found = oracle.normalized_errors(*true, variants.SLAF_EPS)
-        else:
-            found = oracle.errors(*true, prepared.basis)
-    is_converted = prepared.basis is not None and prepared.basis.name != case.basis
-    limit = (LIMITS_IN_POWERS if is_converted else LIMITS)[case.dtype]
-    for name, error in found.items():
-        if not error <= limit:
-            raise Wrong(f"{name} is off by {error:.1e} of its largest value; the limit for {case.dtype} is {limit:.0e}")
-    y = outputs.get("y")
-    if y is not None and (y.dtype, y.shape) != (x.dtype, x.shape):
-        raise Wrong(f"y is {y.dtype} of shape {tuple(y.shape)}, x {x.dtype} of shape {tuple(x.shape)}")
-    return found
-
-
-def _errors_by_definition(prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor], passes: str):
-    """What computes another function is compared with its definition in float64; torch's own operators are one."""
-    params = tuple(p.detach().double().requires_grad_() for p in prepared.params)
-    wide = Prepared(prepared.definition or prepared.forward, params)
-    true = action(wide, x.detach().double().requires_grad_(), grad_output.double(), passes)()
-    worst = oracle.Worst()
-    for name, t in true.items():
-        worst.note(name, outputs[name], t.detach())
-    return worst.relative()
+        raise Wrong("torch.compile compiled nothing and fell back to the eager form")
 
 
 def saved_bytes(prepared: Prepared, x: Tensor) -> int:
-    """Bytes that the forward pass keeps for the backward, each storage once."""
+    """Bytes that the forward pass saves for backward, counting each storage once."""
     kept: dict[int, Tensor] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -158,45 +107,20 @@ def saved_bytes(prepared: Prepared, x: Tensor) -> int:
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def launches(entry: Entry, run: Callable) -> int | None:
-    """Calls of operators, of which a GPU has a kernel or more each; compiled code starts its own unseen."""
-    if entry.is_compiled:
-        return None
-    with OperatorCount() as found:
-        run()
-    return found.count
-
-
-class OperatorCount(TorchDispatchMode):
-    """Counts calls of operators that compute: neither views nor allocations."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not (func.is_view or func.overloadpacket.__name__ in NO_WORK)
-        return func(*args, **(kwargs or {}))
-
-
-NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
-
-
-def copy_action(x: Tensor) -> Callable[[], Tensor]:
-    """A copy into memory that exists already: the bandwidth that is to be had at this size."""
-    source, target = x.detach(), torch.empty_like(x, requires_grad=False)
-    return functools.partial(target.copy_, source)
-
-
-def product_action(case: Case) -> Callable[[], Tensor]:
-    """A product of matrices, in what the case is computed in: the rate of multiply-adds that is to be had."""
-    dtype = torch.float64 if case.dtype == "fp64" else torch.float32
-    a, b, out = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype, device=case.device) for _ in range(3))
-    return lambda: torch.mm(a, b, out=out)
+def roof_actions(case: Case, xs: list[Tensor]) -> dict[str, Callable]:
+    """A copy into existing memory and, on the CPU, a matrix product in the type that the case computes in."""
+    actions = {"copy": in_turn([functools.partial(torch.empty_like(x.detach()).copy_, x.detach()) for x in xs])}
+    if not case.on_gpu:
+        dtype = torch.float64 if case.dtype == "fp64" else torch.float32
+        a, b, out = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for _ in range(3))
+        actions["product"] = functools.partial(torch.mm, a, b, out=out)
+    return actions
 
 
 class Clock:
-    """Seconds a call, of a block of calls, with the case's number of threads; on a GPU until the last has ended."""
+    """Seconds per call over a block of calls, until a GPU has finished the last one."""
 
-    by_host = True  # whether another process that holds the cores shows
+    by_host = True  # whether processes that compete for the cores disturb it
 
     def __init__(self, run: Callable, case: Case) -> None:
         self.case = case
@@ -209,13 +133,13 @@ class Clock:
 
 
 class Replays(Clock):
-    """Seconds of a GPU a call, of a block of calls that were captured in a graph: the host starts them all at once."""
+    """GPU seconds per call over a block of calls captured in a CUDA graph: kernels alone, without the host."""
 
     by_host = False
 
     def __init__(self, run: Callable, case: Case, turns: int) -> None:
         super().__init__(run, case)
-        self.calls = turns * math.ceil(self.calls / turns)  # each replay begins with the same tensors
+        self.calls = turns * math.ceil(self.calls / turns)  # so that every replay begins with the same tensors
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
             for _ in range(self.calls):
@@ -223,7 +147,7 @@ class Replays(Clock):
 
     def seconds(self) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.graph.replay()  # meanwhile the host gets ahead
+        self.graph.replay()  # keeps the GPU busy while the host enqueues the rest
         start.record()
         self.graph.replay()
         end.record()
@@ -232,80 +156,78 @@ class Replays(Clock):
 
 
 def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
-    """Checks the entries and measures them in rounds: a block of each, then of each again, …
-
-    So whatever else the machine does meets all variants alike, and a ratio is taken within a round.
-
-    Returns:
-        A record for every entry, and for every case one of each of `cases.ROOFS`, of which a GPU has the copy alone.
-    """
-    torch._dynamo.reset()  # what was compiled for other units is not needed any more
-    # Autograd runs a backward on the stream of its forward, and a graph captures one stream, not the default one.
+    """A record for each of `cases.ROOFS` (a GPU has the copy alone) and for each entry, measured in rounds."""
+    torch._dynamo.reset()  # graphs of other units are not needed any more
     case = unit.entries[0].case
-    stream = torch.cuda.stream(torch.cuda.Stream(case.device)) if unit.of_kernels else contextlib.nullcontext()
-    records: list[dict] = []
-    clocks: list[Clock | None] = []
-    tensors: dict[Case, list[tuple[Tensor, Tensor]]] = {}
+    turns, clock, stream = 1, Clock, contextlib.nullcontext()
+    if case.on_gpu and unit.suite != "calls":
+        # A graph captures one stream, not the default one, and autograd runs backward on the stream of its forward.
+        turns, stream = tensors_in_turn(case), torch.cuda.stream(torch.cuda.Stream(case.device))
+        clock = functools.partial(Replays, turns=turns)
     with stream:
-        for entry in unit.entries:
-            case = entry.case
-            enter(case)
-            tick(entry.variant)
-            turns = tensors_in_turn(case) if unit.of_kernels else 1
-            clock = functools.partial(Replays, turns=turns) if unit.of_kernels else Clock
-            if case not in tensors:
-                tensors[case] = [inputs(case, seed) for seed in range(turns)]
-                roofs = {"copy": in_turn([copy_action(x) for x, _ in tensors[case]])}
-                if not case.on_gpu:
-                    roofs["product"] = product_action(case)
-                for roof, run in roofs.items():
-                    records.append({**entry.as_json(), "variant": roof})
-                    clocks.append(clock(run, case))
-            record, timed = _checked(entry, tensors[case], clock)
-            records.append({**entry.as_json(), **record})
-            clocks.append(timed)
-        interleave(records, clocks, unit.seconds, tick)
+        enter(case)
+        pairs = [inputs(case, seed) for seed in range(turns)]
+        roofs = {name: clock(run, case) for name, run in roof_actions(case, [x for x, _ in pairs]).items()}
+        return in_rounds(unit, functools.partial(_checked, pairs=pairs, clock=clock), tick, roofs)
+
+
+def in_rounds(
+    unit: Unit, prepare: Callable[[Entry], tuple[dict, Clock]], tick: Callable[[str], None], roofs: dict[str, Clock]
+) -> list[dict]:
+    """Checks the entries, then measures them in rounds: a block of each, then of each again, and so on.
+
+    Whatever else the machine does meets all variants alike, and ratios are taken within a round.
+
+    Args:
+        prepare: gives the part of an entry's record that comes before timing, and its clock; raises if it is wrong.
+    """
+    records = [Entry(roof, unit.entries[0].case).as_json() for roof in roofs]
+    clocks: list[Clock | None] = list(roofs.values())
+    for entry in unit.entries:
+        tick(entry.variant)
+        try:
+            record, clock = prepare(entry)
+        except Exception as reason:  # one variant that fails must not end the run
+            record, clock = failure(reason), None
+        records.append({**entry.as_json(), **record})
+        clocks.append(clock)
+    interleave(records, clocks, unit.seconds, tick)
     return records
 
 
-def run_once(unit: Unit) -> None:
-    """Each entry's call, once, for a profiler to look at."""
-    for entry in unit.entries:
+def run_once(units: Iterable[Unit]) -> None:
+    """Calls each entry once, for a profiler."""
+    for entry in (entry for unit in units for entry in unit.entries):
         action(variants.prepare(entry.variant, entry.case), *inputs(entry.case), entry.case.passes)()
 
 
-def _checked(entry: Entry, pairs: list[tuple[Tensor, Tensor]], clock: Callable) -> tuple[dict, Clock | None]:
-    """What is to be said of an entry before it is timed, and a clock if it is right."""
+def _checked(entry: Entry, pairs: list[tuple[Tensor, Tensor]], clock: Callable) -> tuple[dict, Clock]:
     case = entry.case
-    x, grad_output = pairs[0]
     start = perf_counter()
-    try:
-        with warnings.catch_warnings(), compiling(entry):
-            warnings.simplefilter("ignore")  # the compilers' and the peers', about themselves
-            prepared = variants.prepare(entry.variant, case)
-            run = in_turn([action(prepared, *pair, case.passes) for pair in pairs])
-            outputs = run()
-        record = {"first_call_seconds": perf_counter() - start}
-        record["errors"] = check(entry, prepared, x, grad_output, outputs)
-        del outputs
-        if case.passes != "forward":
-            record["saved_bytes"] = saved_bytes(prepared, x)
-        record["launches"] = launches(entry, run)
-        return record, clock(run, case)
-    except Unavailable as reason:
-        return {"skipped": str(reason)}, None
-    except Wrong as reason:
-        return {"refused": str(reason)}, None
-    except Exception as reason:  # torch's, its compilers' and the peers': one variant that fails must not end the run
-        return {"skipped": first_line(reason)}, None
+    with warnings.catch_warnings(), compiling(entry):
+        warnings.simplefilter("ignore")  # the compilers' own
+        prepared = variants.prepare(entry.variant, case)
+        run = in_turn([action(prepared, *pair, case.passes) for pair in pairs])
+        outputs = run()
+    record = {"first_call_seconds": perf_counter() - start}
+    record["errors"] = check(case, prepared, *pairs[0], outputs)
+    del outputs
+    if case.passes != "forward":
+        record["saved_bytes"] = saved_bytes(prepared, pairs[0][0])
+    return record, clock(run, case)
 
 
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def failure(error: Exception) -> dict:
+    """What a record says instead of times."""
+    if isinstance(error, Wrong):
+        return {"refused": str(error)}
+    if isinstance(error, Unavailable):
+        return {"skipped": str(error)}
+    return {"skipped": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
 def enter(case: Case) -> None:
-    """Puts the process into the state that the case asks for."""
+    """Sets the process's threads and malloc as the case requires."""
     torch.set_num_threads(case.threads)
     environment.return_freed_memory() if case.memory == "fresh" else environment.keep_freed_memory()
 
@@ -313,13 +235,13 @@ def enter(case: Case) -> None:
 def interleave(
     records: list[dict], clocks: Sequence[Clock | None], seconds: float, tick: Callable[[str], None]
 ) -> None:
-    """Adds to each record that has a clock the seconds of a call, round by round, and how disturbed each block was."""
+    """Adds to each record with a clock, for every round, the seconds per call and the share of time spent waiting."""
     timed = [(record, clock) for record, clock in zip(records, clocks, strict=True) if clock is not None]
     for record, clock in timed:
         record.update(calls=clock.calls, seconds=[], waited=[])
     deadline = perf_counter() + seconds
     for round_ in _rounds(deadline, deadline + 2 * seconds):
-        for i in range(len(timed)):  # a different one begins each time, so that none always follows the same
+        for i in range(len(timed)):  # each round begins with another variant
             record, clock = timed[(i + round_) % len(timed)]
             tick(record["variant"])
             enter(clock.case)
@@ -328,19 +250,19 @@ def interleave(
             record["waited"].append(clock.by_host * (waiting_seconds() - waited) / (perf_counter() - start))
 
 
-def _rounds(deadline: float, at_last: float) -> Iterator[int]:
-    """Until the deadline, but LEAST_ROUNDS; after `at_last`, on a machine that has other work, three will do."""
-    for round_ in range(MOST_ROUNDS):
+def _rounds(deadline: float, last_deadline: float) -> Iterator[int]:
+    """At least MIN_ROUNDS until the deadline; on a slow or busy machine three rounds until the last deadline."""
+    for round_ in range(MAX_ROUNDS):
         now = perf_counter()
-        if (round_ >= LEAST_ROUNDS and now > deadline) or (round_ >= 3 and now > at_last):
+        if (round_ >= MIN_ROUNDS and now > deadline) or (round_ >= 3 and now > last_deadline):
             return
         yield round_
 
 
 def waiting_seconds() -> float:
-    """How long this process's threads have been ready to run while something else held the core.
+    """How long this process's threads have been ready to run while another process held the core.
 
-    Known to the nanosecond, on Linux; elsewhere 0, and every block counts.
+    From Linux's scheduler; elsewhere 0, and every block counts as undisturbed.
     """
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):

@@ -1,4 +1,4 @@
-"""Peak memory of one step of an entry, in a process of its own."""
+"""Peak memory of one step of an entry, measured in a fresh process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .cases import Entry, Unit
 
 
 def unit_records(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
-    """A record for every entry, from a fresh process each."""
+    """A record for each entry, each from a process of its own."""
     records = []
     for entry in unit.entries:
         tick(entry.variant)
@@ -23,18 +23,18 @@ def unit_records(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
 
 
 def _in_fresh_process(entry: Entry) -> dict:
-    """What `peak` says, in a process forked from one that has imported everything and made no tensor."""
+    """`peak` in a process forked from one that has imported everything and made no tensor."""
     forks = multiprocessing.get_context("forkserver" if environment.IS_LINUX else "spawn")
     if environment.IS_LINUX:
         forks.set_forkserver_preload([__name__])
     receiver, sender = forks.Pipe(duplex=False)
     process = forks.Process(target=_send_peak, args=(entry, sender))
     process.start()
-    sender.close()  # the child has its own; without it a child that dies ends the wait below
+    sender.close()  # so that the wait below ends if the child dies
     try:
         return receiver.recv()
     except EOFError:
-        return {"skipped": "the measuring process was killed, as the system does when memory runs out"}
+        return {"skipped": "the measuring process was killed; the system does that when memory runs out"}
     finally:
         process.join()
 
@@ -43,22 +43,19 @@ def _send_peak(entry: Entry, sender: Connection) -> None:
     try:
         sender.send(peak(entry))
     except KeyboardInterrupt:
-        pass  # the parent hears of it too, and says so
+        pass  # the parent is interrupted too and reports it
     except Exception as error:
-        sender.send({"skipped": f"the measuring process ended with: {measure.first_line(error)}"})
+        sender.send(measure.failure(error))
 
 
 def peak(entry: Entry) -> dict:
-    """Bytes above what lay in memory before the step, at the step's highest."""
+    """The step's highest use of memory, in bytes above what was in use before it."""
     case = entry.case
     torch.set_num_threads(case.threads)
-    # Before the first tensor: a block that malloc keeps would hide as much of the step's memory.
+    # Before the first tensor: a freed block that malloc keeps would hide as much of the step's memory.
     if not environment.return_freed_memory() and case.device == "cpu":
         return {"skipped": "peak memory on the CPU needs Linux and glibc"}
-    try:
-        run, found = _network(entry) if entry.network else _operator(entry)
-    except variants.Unavailable as reason:
-        return {"skipped": str(reason)}
+    run, found = _network(entry) if entry.network else _operator(entry)
     if case.device.startswith("cuda"):
         run()
         torch.cuda.reset_peak_memory_stats()
@@ -81,9 +78,9 @@ def _network(entry: Entry) -> tuple[Callable, dict]:
 
 
 def resident_growth(run: Callable) -> int:
-    """How far the process's resident set rises above where it was while `run` runs, Linux alone."""
-    run()  # code pages and threads' stacks are not the operator's memory
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the present size
+    """How far the process's resident set rises while `run` runs (Linux alone)."""
+    run()  # so that code pages and threads' stacks are resident already
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current size
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before

@@ -1,4 +1,4 @@
-"""A step of training of small networks, or a block of one, on synthetic data, with one activation or another."""
+"""Training steps of small networks, and of blocks of one, with different activations, on synthetic data."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import slaf_ext
-from slaf_ext import bases
 
 from . import measure, variants
 from .cases import DTYPES, Entry, Unit
+from .check import Wrong, relative_error
 
 Activation = Callable[[], nn.Module]
 CLASSES = 10
 
 
 class Polynomial(nn.Module):
-    """One polynomial for the layer, near the identity, by the form of one of the variants."""
+    """One polynomial for the layer, computed by a variant's form."""
 
     def __init__(self, form: variants.Form, coeffs: Tensor) -> None:
         super().__init__()
@@ -33,26 +33,25 @@ class Polynomial(nn.Module):
 
 
 def activation(entry: Entry) -> Activation:
-    """Makes the entry's activation; all layers share one compiled function."""
+    """A factory of the entry's activation; all layers share one compiled function."""
     if entry.variant in ("relu", "gelu"):
         return {"relu": nn.ReLU, "gelu": nn.GELU}[entry.variant]
     make, _ = variants.POLYNOMIALS[entry.variant]
-    coeffs, _ = start(entry)
-    return functools.partial(Polynomial, make(entry.case), coeffs.float())
+    return functools.partial(Polynomial, make(entry.case), start(entry)[0].float())
 
 
 def start(entry: Entry) -> tuple[Tensor, str]:
-    """The coefficients to begin with, float64, and the basis in which the variant takes them.
+    """The initial coefficients, float64, and the basis in which the variant takes them.
 
-    They are the identity, bent so slightly that seventeen of them in a row still map 10 to something finite.
+    They are close to the identity, so that seventeen of them in a row stay finite.
     """
     coeffs = 0.1 * 16.0 ** -torch.arange(entry.case.degree + 1, dtype=torch.float64)
     coeffs[:2] = torch.tensor([0.0, 1.0])
     coeffs = coeffs.to(DTYPES[entry.case.dtype]).double()
-    _, powers = variants.POLYNOMIALS[entry.variant]
-    if not powers:
-        return coeffs, entry.case.recurrence
-    return torch.tensor(variants.to_monomials(coeffs.numpy(), bases.get(entry.case.recurrence))), "monomial"
+    _, in_powers = variants.POLYNOMIALS[entry.variant]
+    return (
+        (variants.to_monomials(coeffs, entry.case.recurrence), "monomial") if in_powers else (coeffs, entry.case.basis)
+    )
 
 
 def mlp(act: Activation) -> nn.Module:
@@ -87,52 +86,47 @@ def resnet(act: Activation) -> nn.Module:
 
 
 class Block(nn.Module):
+    """A transformer's."""
+
     def __init__(self, act: Activation, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), act(), nn.Linear(4 * width, width))
+        self.mlp = mlp_block(act, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.out(attended)
+        x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norms[1](x))
 
 
-def vit(act: Activation) -> nn.Module:
+class VisionTransformer(nn.Module):
     """Four blocks of width 192 on the 64 patches of an image of 32 x 32."""
-    width = 192
-    patches = nn.Conv2d(3, width, 4, 4), nn.Flatten(2), _Transpose()
-    return nn.Sequential(
-        *patches, *(Block(act, width, 3) for _ in range(4)), _MeanOverTokens(), nn.Linear(width, CLASSES)
-    )
 
+    def __init__(self, act: Activation, width: int = 192) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.blocks = nn.Sequential(*(Block(act, width, 3) for _ in range(4)))
+        self.head = nn.Linear(width, CLASSES)
 
-class _Transpose(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2)
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
 
-class _MeanOverTokens(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
-
-
-# Blocks alone: a transformer's MLP, and the first block of ResNet-18.
-def mlp_block(act: Activation) -> nn.Module:
-    return nn.Sequential(nn.Linear(1024, 4096), act(), nn.Linear(4096, 1024))
+def mlp_block(act: Activation, width: int = 1024) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 4 * width), act(), nn.Linear(4 * width, width))
 
 
 def resnet_block(act: Activation) -> nn.Module:
+    """The first block of ResNet-18."""
     return nn.Sequential(Residual(act, 64, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[[Activation], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (784,)),
     "resnet": (resnet, (3, 32, 32)),
-    "vit": (vit, (3, 32, 32)),
+    "vit": (VisionTransformer, (3, 32, 32)),
     "mlp block": (mlp_block, (1024,)),
     "resnet block": (resnet_block, (64, 56, 56)),
 }
@@ -150,7 +144,7 @@ def build(entry: Entry) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def forward(entry: Entry, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network as it is run: eagerly, or compiled as a whole."""
+    """The network's forward pass, eager or compiled as a whole."""
     whole = (entry.network or "").startswith("compiled ")
     return variants.compile_afresh(lambda x: model(x)) if whole else model
 
@@ -162,39 +156,38 @@ def training_step(model: nn.Module, run: Callable, x: Tensor, labels: Tensor) ->
         loss = functional.cross_entropy(run(x), labels)
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()  # last, so that the gradients count as memory of the step
+        optimizer.zero_grad()  # last, so that the gradients count towards the step's memory
         return loss
 
     return step
 
 
-# Through batch_norm and seventeen layers the gradients in the coefficients were seen to lose up to 4e-5. At relu's kink
-# rounding chooses the gradient of an element.
+# Through batch_norm and seventeen layers the coefficients' gradients were seen to lose up to 4e-5 in fp32. At relu's
+# kink rounding chooses an element's gradient.
 LIMITS = {"fp32": 1e-3, "bf16": 1e-1}
 LIMITS_OF_RELU = {"fp32": 1e-2, "bf16": 1e-1}
 
 
 def check(entry: Entry, model: nn.Module, run: Callable, x: Tensor, labels: Tensor) -> dict[str, float]:
-    """The error of the first loss and of its gradients, against the network in float64.
+    """The errors of the first loss and of its gradients, against the network in float64.
 
-    The gradients are those in the first weights and in the coefficients of every activation, each relative to its
-    largest value. Where the network's own rounding loses more than the limit, plain PyTorch's error in its place is
-    the yardstick.
+    The gradients are those in the first weights and in every activation's coefficients. An error beyond the limit is
+    accepted if the network in plain PyTorch, in the entry's own dtype, has at least half of it.
 
     Raises:
-        measure.Wrong: one is beyond what rounding explains.
+        Wrong: an error is larger than rounding explains.
     """
     plain = _in_plain_pytorch(entry, torch.float64)
-    true = _first(plain, plain, x.double(), labels)
+    true = _first_step(plain, plain, x.double(), labels)
     limit = (LIMITS_OF_RELU if entry.variant == "relu" else LIMITS)[entry.case.dtype]
     found: dict[str, float] = {}
-    for i, (name, got) in enumerate(_first(model, run, x, labels)):
-        error = _relative_error(got, true[i][1])
+    for i, (name, got) in enumerate(_first_step(model, run, x, labels)):
+        error = relative_error(got, true[i][1])
         if not error <= limit:
             plain = _in_plain_pytorch(entry, x.dtype)
-            by_rounding = _relative_error(_first(plain, plain, x, labels)[i][1], true[i][1])
+            by_rounding = relative_error(_first_step(plain, plain, x, labels)[i][1], true[i][1])
             if not error <= 2 * by_rounding:
-                raise measure.Wrong(
+                raise Wrong(
                     f"the {name} is off by {error:.1e} of its largest value; the limit is {limit:.0e}, and in plain "
                     f"PyTorch it is off by {by_rounding:.1e}"
                 )
@@ -203,7 +196,7 @@ def check(entry: Entry, model: nn.Module, run: Callable, x: Tensor, labels: Tens
 
 
 def _in_plain_pytorch(entry: Entry, dtype: torch.dtype) -> nn.Module:
-    """The network in a dtype, with polynomials that the package's kernels have no part in."""
+    """The network in a dtype, with polynomials that do not use the package's kernels."""
     model, x, _ = build(entry)
     for module in model.modules():
         if isinstance(module, Polynomial):
@@ -213,12 +206,8 @@ def _in_plain_pytorch(entry: Entry, dtype: torch.dtype) -> nn.Module:
     return model.to(dtype)
 
 
-def _relative_error(got: Tensor, wanted: Tensor) -> float:
-    return ((got - wanted).abs().max() / wanted.abs().max()).item()
-
-
-def _first(network: nn.Module, run: Callable, x: Tensor, labels: Tensor) -> list[tuple[str, Tensor]]:
-    """The first loss and the gradients that are checked, float64."""
+def _first_step(network: nn.Module, run: Callable, x: Tensor, labels: Tensor) -> list[tuple[str, Tensor]]:
+    """The first loss and the gradients to check, float64."""
     loss = functional.cross_entropy(run(x), labels)
     coeffs = [module.coeffs for module in network.modules() if isinstance(module, Polynomial)]
     weights, *rest = torch.autograd.grad(loss, [next(network.parameters()), *coeffs])
@@ -227,23 +216,15 @@ def _first(network: nn.Module, run: Callable, x: Tensor, labels: Tensor) -> list
 
 
 def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
-    """Checks the networks and measures their steps in rounds."""
+    """A record for each entry: training steps measured in rounds."""
     torch._dynamo.reset()
-    records, clocks = [], []
-    for entry in unit.entries:
-        measure.enter(entry.case)
-        tick(f"{entry.network} {entry.variant}")
-        try:
-            model, *batch = build(entry)
-            run = forward(entry, model)
-            with measure.compiling(entry):
-                record: dict = {"errors": check(entry, model, run, *batch)}
-            clock = measure.Clock(training_step(model, run, *batch), entry.case)
-        except measure.Wrong as reason:
-            record, clock = {"refused": str(reason)}, None
-        except Exception as reason:  # as in measure
-            record, clock = {"skipped": measure.first_line(reason)}, None
-        records.append({**entry.as_json(), **record})
-        clocks.append(clock)
-    measure.interleave(records, clocks, unit.seconds, tick)
-    return records
+    measure.enter(unit.entries[0].case)
+    return measure.in_rounds(unit, _checked, tick, {})
+
+
+def _checked(entry: Entry) -> tuple[dict, measure.Clock]:
+    model, *batch = build(entry)
+    run = forward(entry, model)
+    with measure.compiling(entry):
+        errors = check(entry, model, run, *batch)
+    return {"errors": errors}, measure.Clock(training_step(model, run, *batch), entry.case)

@@ -1,5 +1,8 @@
 """What can be known of `make gpu` without a GPU: what its script does, and that its programs run on the CPU."""
 
+import contextlib
+import dataclasses
+import itertools
 import os
 import re
 import subprocess
@@ -12,6 +15,7 @@ import torch
 
 import slaf_ext
 from benchmarks import __main__ as command
+from benchmarks import cases, measure, results
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -36,6 +40,9 @@ echo "$3" >>"$LIMITS"
 shift 3
 exec {timeout} 1 "$@"
 """
+
+
+TINY = cases.Case(shape=(64,), degree=3, threads=1)
 
 
 @pytest.fixture
@@ -169,3 +176,90 @@ def test_a_device_that_is_not_there_gets_a_sentence():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == pytest.ExitCode.USAGE_ERROR
         assert sentence in done.stderr
+
+
+# ------------------------------------------------------------------ the benchmarks of a GPU, on the CPU
+
+
+class OnHost:
+    """What measure uses of torch.cuda, on the host."""
+
+    L2_cache_size = 300  # bytes, of which x of TINY takes 256
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def get_device_properties(self, device):
+        return self
+
+    replay = record = synchronize = __init__
+
+    def elapsed_time(self, end):
+        return 5.0
+
+    @staticmethod
+    @contextlib.contextmanager
+    def within(*args, stream=None):
+        yield
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(cases.Case, "on_gpu", True)
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 1e-5)
+    monkeypatch.setattr(measure, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", OnHost().get_device_properties)
+    for name in ("CUDAGraph", "Event", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, OnHost)
+    for name in ("graph", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, OnHost.within)
+
+
+@pytest.mark.parametrize("passes", cases.PASSES)
+def test_kernels_are_timed_by_replays_over_tensors_that_take_turns(gpu, monkeypatch, passes):
+    """Four pairs of x and grad_output, so that more than twice the L2 is read before a pair's next turn."""
+    read, slaf = [], slaf_ext.slaf
+    counted = lambda x, *rest, **more: (read.append(x.data_ptr()), slaf(x, *rest, **more))[1]  # noqa: E731
+    monkeypatch.setattr(slaf_ext, "slaf", counted)
+    monkeypatch.setattr(measure, "waiting_seconds", itertools.count().__next__)  # the cores are never free
+    unit = cases.times("gpu", dataclasses.replace(TINY, passes=passes), ("fused",), 0)
+    copy, fused = measure.times(unit, lambda what: None)
+    assert (copy["variant"], fused["variant"]) == ("copy", "fused")
+    assert len(set(read)) == 4
+    for record in (copy, fused):
+        assert record["calls"] % 4 == 0
+        assert record["seconds"] == [5e-3 / record["calls"]] * 3
+        assert record["waited"] == [0, 0, 0]
+
+
+def test_calls_are_timed_with_the_host_on_a_gpu_too(gpu):
+    _, function, fused = measure.times(cases.times("calls", TINY, ("python function", "fused"), 0), lambda what: None)
+    assert 5e-3 / fused["calls"] not in fused["seconds"]
+    assert set(function["errors"]) == {"y", "dx", "dcoeffs"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would measure")
+def test_a_preset_for_a_gpu_says_where_there_is_none(capsys):
+    assert command.main(["run", "gpu"]) == 1
+    assert capsys.readouterr().err == "there is no cuda here: torch finds 0 GPUs; give cpu\n"
+
+
+def test_the_cases_of_a_gpu_are_measured_and_profiled(monkeypatch, tmp_path, capsys):
+    """On the CPU, and small."""
+
+    def shrunk(case):
+        return dataclasses.replace(case, shape=(2, 8, 3, 3) if len(case.shape) == 4 else (8, 8)[: len(case.shape)])
+
+    small = {name: (shrunk(case), degrees) for name, (case, degrees) in cases.FLOOR.items()}
+    monkeypatch.setattr(cases, "FLOOR", small)
+    monkeypatch.setattr(measure, "MAX_ROUNDS", 3)
+    asked = ["run", "gpu", "--device", "cpu", "--size", "8", "64", "144", "4096", "--pass", "backward", "both"]
+    asked += ["--dtype", "fp32", "bf16", "--variant", "fused", "normalized", "python function"]
+    assert command.main([*asked, "--profile"]) == 0
+    assert capsys.readouterr().out == ""
+    path = tmp_path / "gpu.jsonl"
+    assert command.main([*asked, "--output", str(path)]) == 0
+    found = results.load(path)
+    assert {row["variant"] for row in found.rows} == {"copy", "product", *asked[-3:]}
+    assert all(row["blocks"] for row in found.rows)
+    assert len(found.done) == 2 * (9 + 2) + 1  # of both dtypes, and the call
