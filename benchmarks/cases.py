@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -33,26 +33,18 @@ YARDSTICKS = ("clone", "relu")
 
 @dataclass(frozen=True)
 class Case:
-    """One input and one thing to do with it.
-
-    Attributes:
-        shape: of x; the channel is dimension 1, the feature is the last dimension.
-        sharing: which elements share a polynomial: the whole "layer", each of 8 "group"s of channels, each "channel"
-            or each "feature".
-        passes: "forward" without a graph, "backward" alone, or "both".
-        memory: whether malloc keeps freed memory for the next call ("kept") or returns it to the system ("fresh").
-    """
+    """One input and one thing to do with it. The channel is x's dimension 1, the feature its last one."""
 
     shape: tuple[int, ...] = (2**20,)
     degree: int = 8
     basis: str = "chebyshev"
-    sharing: str = "layer"
+    sharing: str = "layer"  # what shares a polynomial: the layer, each of 8 groups of channels, each channel or feature
     layout: str = "contiguous"
     dtype: str = "fp32"
-    passes: str = "both"
+    passes: str = "both"  # or "forward", without a graph, or "backward" alone
     threads: int = THREADS
     device: str = "cpu"
-    memory: str = "kept"
+    memory: str = "kept"  # malloc keeps freed memory for the next call; "fresh": it returns it to the system
 
     @property
     def recurrence(self) -> Basis:
@@ -122,17 +114,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Unit:
-    """Entries measured in the same rounds, so that they can be compared. A run resumes at the first missing unit.
-
-    Attributes:
-        kind: "times", "memory" or "network".
-        seconds: how long to repeat rounds, beyond a minimum number of them.
-    """
+    """Entries measured in the same rounds, so that they can be compared. A run resumes at the first missing unit."""
 
     suite: str
-    kind: str
-    entries: tuple[Entry, ...] = field(repr=False)
-    seconds: float
+    kind: str  # "times", "memory" or "network"
+    entries: tuple[Entry, ...]
+    seconds: float  # how long to repeat rounds, beyond a minimum number of them
 
     @property
     def expected_seconds(self) -> float:

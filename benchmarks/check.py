@@ -6,6 +6,7 @@ other function is compared with its definition in plain PyTorch in float64.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-import slaf_ext
+from slaf_ext import reference
 from slaf_ext.bases import Basis
 
 from . import variants
@@ -34,11 +35,7 @@ class Wrong(Exception):
 
 
 def check(case: Case, prepared: Prepared, x: Tensor, grad_output: Tensor, outputs: dict[str, Tensor]) -> dict:
-    """The errors of y, dx and the parameters' gradients, each relative to the largest true value.
-
-    Raises:
-        Wrong: an error is larger than rounding explains, or y has another dtype or shape than x.
-    """
+    """The errors of y, dx and the parameters' gradients, if rounding explains them; else raises Wrong."""
     y = outputs.get("y")
     if y is not None and (y.dtype, y.shape) != (x.dtype, x.shape):
         raise Wrong(f"y is {y.dtype} of shape {tuple(y.shape)}, x {x.dtype} of shape {tuple(x.shape)}")
@@ -81,20 +78,18 @@ def true_polynomial(case: Case, prepared: Prepared, x: Tensor, grad_output: Tens
 
 
 def _chunk(case: Case, prepared: Prepared, coeffs: Tensor, x: Tensor, grad_output: Tensor) -> dict[str, Tensor]:
-    def plain(x: Tensor, a: Tensor, basis: str | Basis = case.recurrence) -> Tensor:
-        return slaf_ext.reference.slaf(x, a, basis, dim=case.dim)
+    def function(x: Tensor, a: Tensor, basis: Basis = case.recurrence) -> Tensor:
+        if not prepared.normalized:
+            return reference.slaf(x, a, basis, dim=case.dim)
+        spec = reference.spec(a, basis, case.dim, None, "extrapolate")
+        return reference.normalized(x, a, *spec, eps=variants.SLAF_EPS)[0]
 
-    def normalized(x: Tensor, a: Tensor) -> Tensor:
-        spec = slaf_ext.reference.spec(a, case.recurrence, case.dim, None, "extrapolate")
-        return slaf_ext.reference.normalized(x, a, *spec, eps=variants.SLAF_EPS)[0]
-
-    found = _gradients(
-        prepared, normalized if prepared.normalized else plain, x, grad_output, [coeffs.requires_grad_()]
-    )
+    coeffs = coeffs.requires_grad_()
+    found = _gradients(prepared, function, x, grad_output, [coeffs])
     if prepared.basis.name != case.basis:
         # The variant's coefficients multiply another basis, and so do their gradients, which do not depend on them.
-        in_own_basis = _gradients(prepared, lambda x, a: plain(x, a, prepared.basis), x, grad_output, [coeffs])
-        found["dcoeffs"] = in_own_basis["dcoeffs"]
+        own = functools.partial(function, basis=prepared.basis)
+        found["dcoeffs"] = _gradients(prepared, own, x, grad_output, [coeffs])["dcoeffs"]
     return found
 
 

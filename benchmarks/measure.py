@@ -81,11 +81,7 @@ def tensors_in_turn(case: Case) -> int:
 
 @contextlib.contextmanager
 def compiling(entry: Entry) -> Iterator[None]:
-    """Watches the first calls of an entry.
-
-    Raises:
-        Wrong: torch.compile produced no graph, so the eager form would be timed.
-    """
+    """Refuses an entry of whose first calls torch.compile made no graph: the eager form would be timed."""
     stats = torch._dynamo.utils.counters["stats"]
     before = stats["unique_graphs"]
     yield
@@ -95,16 +91,12 @@ def compiling(entry: Entry) -> Iterator[None]:
 
 def saved_bytes(prepared: Prepared, x: Tensor) -> int:
     """Bytes that the forward pass saves for backward, counting each storage once."""
-    kept: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = prepared.forward(x, *prepared.params)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     del y
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+    return sum(storages.values())
 
 
 def roof_actions(case: Case, xs: list[Tensor]) -> dict[str, Callable]:
@@ -174,12 +166,9 @@ def times(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
 def in_rounds(
     unit: Unit, prepare: Callable[[Entry], tuple[dict, Clock]], tick: Callable[[str], None], roofs: dict[str, Clock]
 ) -> list[dict]:
-    """Checks the entries, then measures them in rounds: a block of each, then of each again, and so on.
+    """Measures the entries in rounds, a block of each, so that whatever else the machine does meets all alike.
 
-    Whatever else the machine does meets all variants alike, and ratios are taken within a round.
-
-    Args:
-        prepare: gives the part of an entry's record that comes before timing, and its clock; raises if it is wrong.
+    `prepare` gives the part of an entry's record that comes before timing, and its clock; it raises if it is wrong.
     """
     records = [Entry(roof, unit.entries[0].case).as_json() for roof in roofs]
     clocks: list[Clock | None] = list(roofs.values())
@@ -219,10 +208,8 @@ def _checked(entry: Entry, pairs: list[tuple[Tensor, Tensor]], clock: Callable) 
 
 def failure(error: Exception) -> dict:
     """What a record says instead of times."""
-    if isinstance(error, Wrong):
-        return {"refused": str(error)}
-    if isinstance(error, Unavailable):
-        return {"skipped": str(error)}
+    if isinstance(error, (Wrong, Unavailable)):
+        return {"refused" if isinstance(error, Wrong) else "skipped": str(error)}
     return {"skipped": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
@@ -239,24 +226,18 @@ def interleave(
     timed = [(record, clock) for record, clock in zip(records, clocks, strict=True) if clock is not None]
     for record, clock in timed:
         record.update(calls=clock.calls, seconds=[], waited=[])
-    deadline = perf_counter() + seconds
-    for round_ in _rounds(deadline, deadline + 2 * seconds):
+    start = perf_counter()
+    for round_ in range(MAX_ROUNDS):
+        spent = perf_counter() - start
+        if (round_ >= MIN_ROUNDS and spent > seconds) or (round_ >= 3 and spent > 3 * seconds):  # on a busy machine
+            return
         for i in range(len(timed)):  # each round begins with another variant
             record, clock = timed[(i + round_) % len(timed)]
             tick(record["variant"])
             enter(clock.case)
-            start, waited = perf_counter(), waiting_seconds()
+            began, waited = perf_counter(), waiting_seconds()
             record["seconds"].append(clock.seconds())
-            record["waited"].append(clock.by_host * (waiting_seconds() - waited) / (perf_counter() - start))
-
-
-def _rounds(deadline: float, last_deadline: float) -> Iterator[int]:
-    """At least MIN_ROUNDS until the deadline; on a slow or busy machine three rounds until the last deadline."""
-    for round_ in range(MAX_ROUNDS):
-        now = perf_counter()
-        if (round_ >= MIN_ROUNDS and now > deadline) or (round_ >= 3 and now > last_deadline):
-            return
-        yield round_
+            record["waited"].append(clock.by_host * (waiting_seconds() - waited) / (perf_counter() - began))
 
 
 def waiting_seconds() -> float:

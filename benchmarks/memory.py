@@ -55,26 +55,22 @@ def peak(entry: Entry) -> dict:
     # Before the first tensor: a freed block that malloc keeps would hide as much of the step's memory.
     if not environment.return_freed_memory() and case.device == "cpu":
         return {"skipped": "peak memory on the CPU needs Linux and glibc"}
-    run, found = _network(entry) if entry.network else _operator(entry)
-    if case.device.startswith("cuda"):
+    found = {}
+    if entry.network:
+        model, *batch = networks.build(entry)
+        run: Callable = networks.training_step(model, networks.forward(entry, model), *batch)
+    else:
+        prepared = variants.prepare(entry.variant, case)
+        x, grad_output = measure.inputs(case)
+        run = measure.action(prepared, x, grad_output, case.passes)
+        found["saved_bytes"] = measure.saved_bytes(prepared, x)
+    if case.on_gpu:
         run()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return {**found, "peak_bytes": torch.cuda.max_memory_allocated() - before}
     return {**found, "peak_bytes": resident_growth(run)}
-
-
-def _operator(entry: Entry) -> tuple[Callable, dict]:
-    prepared = variants.prepare(entry.variant, entry.case)
-    x, grad_output = measure.inputs(entry.case)
-    run = measure.action(prepared, x, grad_output, entry.case.passes)
-    return run, {"saved_bytes": measure.saved_bytes(prepared, x)}
-
-
-def _network(entry: Entry) -> tuple[Callable, dict]:
-    model, *batch = networks.build(entry)
-    return networks.training_step(model, networks.forward(entry, model), *batch), {}
 
 
 def resident_growth(run: Callable) -> int:

@@ -52,21 +52,14 @@ class Blocks:
 
 @dataclass
 class Results:
-    """What a file holds.
-
-    Attributes:
-        request: the preset, device and filters, see __main__.
-        rows: a dict with flat columns for each record.
-        done: the keys of the units in the file.
-        remarks: sentences about lines that could not be used.
-    """
+    """What a file holds."""
 
     path: Path
     environment: dict
-    request: dict
-    rows: list[dict] = field(default_factory=list)
-    done: set[tuple] = field(default_factory=set)
-    remarks: list[str] = field(default_factory=list)
+    request: dict  # preset, device and filters
+    rows: list[dict] = field(default_factory=list)  # one for each record
+    done: set[tuple] = field(default_factory=set)  # (suite, kind, entries) of each unit
+    remarks: list[str] = field(default_factory=list)  # sentences about lines that could not be used
 
     @property
     def origin(self) -> str:

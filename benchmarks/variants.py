@@ -27,19 +27,13 @@ SLAF_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Prepared:
-    """A variant ready to run: ``forward(x, *params)``.
-
-    Attributes:
-        basis: of its coefficients; None if it computes another function than the case's polynomial.
-        normalized: whether it is the normalised form of that polynomial.
-        definition: another function's definition in plain PyTorch, unless `forward` is that already.
-    """
+    """A variant ready to run: ``forward(x, *params)``."""
 
     forward: Form
     params: tuple[Tensor, ...] = ()
-    basis: Basis | None = None
-    normalized: bool = False
-    definition: Form | None = None
+    basis: Basis | None = None  # of its coefficients; None if it computes another function than the case's polynomial
+    normalized: bool = False  # whether it is the normalised form of that polynomial
+    definition: Form | None = None  # of another function, in plain PyTorch, unless `forward` is that already
 
     @property
     def gradients(self) -> tuple[str, ...]:
@@ -173,11 +167,7 @@ def names() -> tuple[str, ...]:
 
 
 def prepare(name: str, case: Case) -> Prepared:
-    """The variant of that name, with its parameters, for `case`.
-
-    Raises:
-        Unavailable: it does not take such a case.
-    """
+    """The variant of that name, with its parameters, for `case`."""
     if name in YARDSTICKS:
         return Prepared(YARDSTICKS[name])
     if name in OTHERS:
