@@ -121,10 +121,14 @@ def run(options: argparse.Namespace) -> int | None:
             raise results.ResultsError(f"{path} has no suffix, and its figures need a folder of that name; add .jsonl")
         results.start(path, environment.facts(device), {"preset": preset, "device": device, "wanted": wanted})
     completed = measure_all(units, path)
-    from . import figures, report  # which need pandas and matplotlib, as measuring does not
-
+    print(f"raw results  {path}")
+    try:
+        from . import figures, report
+    except ModuleNotFoundError as missing:  # measuring needs neither pandas nor matplotlib
+        print(f"no tables    {missing.name} is not installed; elsewhere: python -m benchmarks report {path}")
+        return None if completed else 130
     found = [results.load(path)]
-    print(report.text(found), f"\n\nraw results  {path}")
+    print(report.text(found), "\n")
     for picture in figures.draw_all(found, path.with_suffix("")):
         print(f"figure       {picture}")
     if not completed:

@@ -263,3 +263,13 @@ def test_the_cases_of_a_gpu_are_measured_and_profiled(monkeypatch, tmp_path, cap
     assert {row["variant"] for row in found.rows} == {"copy", "product", *asked[-3:]}
     assert all(row["blocks"] for row in found.rows)
     assert len(found.done) == 2 * (9 + 2) + 1  # of both dtypes, and the call
+
+
+def test_a_run_needs_no_pandas(tmp_path):
+    """A machine with a GPU may have torch alone, and no network; the raw file is what counts there."""
+    run = ["run", "headline", "--variant", "relu", "--size", "4096", "--output", str(tmp_path / "raw.jsonl")]
+    code = f"import sys; sys.modules['pandas'] = None; from benchmarks.__main__ import main; sys.exit(main({run}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pandas is not installed; elsewhere: python -m benchmarks report" in done.stdout
+    assert len((tmp_path / "raw.jsonl").read_text().splitlines()) == 2
