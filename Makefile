@@ -6,7 +6,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) setup.py pypro
 .PHONY: test test-all bench paper gpu lint clean
 
 test: .venv/built
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -n auto -m "not slow" $(ARGS)
 
 # The slow tests after the others.
 test-all: test

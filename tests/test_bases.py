@@ -90,7 +90,7 @@ def test_user_table(seed, degree):
         assert_close(actual, expected, direct(x, np.abs(coeffs), np.abs(table)).max() + np.abs(expected))
 
 
-@pytest.mark.parametrize("degree", [1, 2, 5, 16, 40, 64])
+@pytest.mark.parametrize("degree", [1, 2, 5, 16, 40, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*bases.names(), "jacobi"])
 def test_derivative_stays_in_the_basis(name, degree):
     """φ_k' = Σ_j D[k, j] φ_j, against exact rational arithmetic on the differentiated recurrence."""
@@ -124,6 +124,7 @@ bases.register(bases.Basis("pell", lambda k: (2.0, 0.1, -1.0 if k > 1 else -2.0)
 """
 
 
+@pytest.mark.slow
 def test_a_registered_basis_is_covered_unasked(tmp_path):
     """A new row needs no other line: the tests and the benchmark of every basis are tests and benchmark of it."""
     (tmp_path / "newcomer.py").write_text(PLUGIN)

@@ -17,6 +17,7 @@ import slaf_ext
 from benchmarks import __main__ as command
 from benchmarks import cases, measure, results
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 FILES = ["values", "ops", "nn", "normalize", "properties", "numerics", "default_device"]

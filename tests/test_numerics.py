@@ -24,7 +24,7 @@ def eager(x, coeffs, basis, dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize("degree", [1, 3, 8, 16])
+@pytest.mark.parametrize("degree", [1, 3, 8, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", bases.names())
 def test_error_is_below_twice_that_of_the_naive_form(name, degree, dtype):
     lo, hi = bases.get(name).domain

@@ -54,6 +54,7 @@ def rank(number, folder, sizes, groups):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "groups"), [((3, 5), 1), ((6, 0), 4)])
 def test_two_ranks_are_one_batch(tmp_path, sizes, groups):
     multiprocessing.spawn(rank, (tmp_path, sizes, groups), len(sizes))
