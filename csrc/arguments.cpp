@@ -1,5 +1,5 @@
-// The checks and preparations that every backend shares; each backend's library holds a copy of them.
-#include "ops.h"
+// Each backend's library holds a copy of this.
+#include "arguments.h"
 
 #include <algorithm>
 #include <cctype>
@@ -12,8 +12,7 @@
 namespace slaf_ext {
 namespace {
 
-// As C writes it: 1e-39, nan. Streams are avoided: on a machine with a GPU, one that formatted a number ended in a
-// segmentation fault.
+// As C writes it: 1e-39, nan. No stream, as one that formatted a number crashed on a machine with a GPU.
 std::string text_of(double number) {
   char text[32];
   std::snprintf(text, sizeof text, "%g", number);
@@ -55,9 +54,18 @@ bool same_device(const Tensor& a, const Tensor& b) {
          (a.is_cpu() || a.get_device_index() == b.get_device_index());
 }
 
-bool is_half(ScalarType t) { return t == ScalarType::Half || t == ScalarType::BFloat16; }
+bool is_16_bit(ScalarType t) { return t == ScalarType::Half || t == ScalarType::BFloat16; }
 
-bool is_supported(ScalarType t) { return is_half(t) || t == ScalarType::Float || t == ScalarType::Double; }
+Storage storage_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Half: return Storage::half;
+    case ScalarType::BFloat16: return Storage::bfloat16;
+    case ScalarType::Float: return Storage::single_precision;
+    default: return Storage::double_precision;
+  }
+}
+
+bool is_supported(ScalarType t) { return is_16_bit(t) || t == ScalarType::Float || t == ScalarType::Double; }
 
 // As PyTorch spells it in Python.
 std::string name_of(ScalarType t) {
@@ -81,7 +89,7 @@ std::string name_of(ScalarType t) {
   return name;
 }
 
-// The dtype of a tensor, which torch's own conversion refuses in words of its own where it is unusual.
+// The dtype of a tensor; torch's own conversion throws where it is unusual.
 ScalarType type_of(const Tensor& t, const char* name) {
   if (!t.defined()) fail(name, " is None; it must be a tensor");
   try {
@@ -124,9 +132,9 @@ void check_shape(const Tensor& coeffs) {
 void check_tensors(const Tensor& x, const Tensor& coeffs) {
   const ScalarType x_type = type_of(x, "x"), coeffs_type = type_of(coeffs, "coeffs");
   if (!is_supported(x_type)) fail("x is ", name_of(x_type), "; slaf needs float16, bfloat16, float32 or float64");
-  if (!(coeffs_type == x_type || (is_half(x_type) && coeffs_type == ScalarType::Float)))
+  if (!(coeffs_type == x_type || (is_16_bit(x_type) && coeffs_type == ScalarType::Float)))
     fail("coeffs are ", name_of(coeffs_type), " and x is ", name_of(x_type),
-         "; convert one: coeffs must have x's dtype", is_half(x_type) ? " or be float32" : "");
+         "; convert one: coeffs must have x's dtype", is_16_bit(x_type) ? " or be float32" : "");
   if (!same_device(x, coeffs))
     fail("coeffs are on ", device_of(coeffs), " and x is on ", device_of(x), "; move one to the other's device");
   check_shape(coeffs);
@@ -196,38 +204,46 @@ Spec unpacked(const Tensor& packed) {
           integer("outside", from[4])};
 }
 
-Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const Spec& spec)
-    : x(x_),
-      coeffs(coeffs_),
-      layout{1, 1, 0},
-      center(spec.center),
-      lo(spec.lo),
-      hi(spec.hi),
-      outside(Outside(spec.outside)) {
+Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const Spec& spec) : x(x_), coeffs(coeffs_) {
   check_tensors(x, coeffs);
-  rows = check_recurrence(spec.recurrence, coeffs.size(coeffs.dim() - 1));
+  Problem& p = problem;
+  p.rows = check_recurrence(spec.recurrence, coeffs.size(coeffs.dim() - 1));
   const int64_t dim = check_dim(x, coeffs, spec.dim);
-  if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi)))
-    fail("domain is (", as_float(lo), ", ", as_float(hi), "); it needs finite ends with lo < hi");
-  if (!std::isfinite(center)) fail("center is ", center, "; it must be finite");
-  if (x.scalar_type() != ScalarType::Double) check_float32(rows, center, lo, hi);
+  p.center = spec.center, p.lo = spec.lo, p.hi = spec.hi;
+  if (!(p.lo < p.hi && std::isfinite(p.lo) && std::isfinite(p.hi)))
+    fail("domain is (", as_float(p.lo), ", ", as_float(p.hi), "); it needs finite ends with lo < hi");
+  if (!std::isfinite(p.center)) fail("center is ", p.center, "; it must be finite");
+  if (x.scalar_type() != ScalarType::Double) check_float32(p.rows, p.center, p.lo, p.hi);
   if (spec.outside < 0 || spec.outside > 3)
     fail("outside is ", spec.outside, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
+  p.outside = static_cast<Outside>(spec.outside);
   if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
+  p.coeffs = coeffs.const_data_ptr();
+  p.coeffs_type = storage_of(coeffs.scalar_type());
+  p.type = storage_of(x.scalar_type());
+  p.layout = {1, coeffs.dim() == 2 ? coeffs.size(0) : 1, 0};
   if (x.numel() == 0) return;
   if (!x.is_contiguous() && !is_dense(x.sizes().data(), x.strides().data(), x.dim())) x = torch::stable::clone(x);
-  layout = layout_of(x.sizes().data(), x.strides().data(), x.dim(), dim, coeffs.dim() == 2 ? coeffs.size(0) : 1);
+  p.x = x.const_data_ptr();
+  p.layout = layout_of(x.sizes().data(), x.strides().data(), x.dim(), x.numel(), dim, p.layout.groups);
 }
 
 void Arguments::check_normalized() const {
-  if (outside != Outside::extrapolate && outside != Outside::clamp)
-    fail("outside is ", static_cast<int64_t>(outside),
+  if (problem.outside != Outside::extrapolate && problem.outside != Outside::clamp)
+    fail("outside is ", static_cast<int64_t>(problem.outside),
          "; the fused normalised form knows 0 (extrapolate) and 2 (clamp) alone");
   if (x.numel() == 0) fail("x has shape ", shape_of(x), ", no elements, and so no moments");
 }
 
 Tensor Arguments::empty_like_x() const {
   return empty_strided(x.sizes().data(), x.strides().data(), x.dim(), x, x.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> Arguments::empty_gradients(bool need_x, bool need_coeffs) const {
+  const auto sizes = coeffs.sizes();
+  return {need_x ? empty_like_x() : empty({0}, x, x.scalar_type()),
+          empty(need_coeffs ? std::vector<int64_t>(sizes.begin(), sizes.end()) : std::vector<int64_t>{0}, coeffs,
+                coeffs.scalar_type())};
 }
 
 Tensor Arguments::lay_like_x(const Tensor& grad_output) const {
@@ -245,27 +261,22 @@ Tensor Arguments::lay_like_x(const Tensor& grad_output) const {
   return copy;
 }
 
+Tensor check_coeffs(const Tensor& coeffs) {
+  const ScalarType type = type_of(coeffs, "coeffs");
+  if (!is_supported(type)) fail("coeffs are ", name_of(type), "; slaf needs float16, bfloat16, float32 or float64");
+  check_shape(coeffs);
+  return coeffs.is_contiguous() ? coeffs : torch::stable::contiguous(coeffs);
+}
+
 namespace {
+
 std::vector<int64_t> statistics_sizes(const Tensor& coeffs) {
   std::vector<int64_t> sizes(coeffs.sizes().begin(), coeffs.sizes().end());
   sizes.back() -= 1;
   return sizes;
 }
-}  // namespace
 
-void check_eps(double eps) {
-  if (!(eps > 0 && std::isfinite(eps))) fail("eps is ", eps, "; it must be a finite number greater than 0");
-}
-
-Tensor as_double(const Tensor& t) {
-  Tensor copy = empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t, ScalarType::Double);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
-Tensor empty_statistics(const Tensor& coeffs) { return empty(statistics_sizes(coeffs), coeffs, ScalarType::Double); }
-
-void check_statistics(const Tensor& statistics, const char* name, const Tensor& coeffs) {
+const double* check_statistics(const Tensor& statistics, const char* name, const Tensor& coeffs) {
   const auto sizes = statistics_sizes(coeffs);
   const ScalarType type = type_of(statistics, name);
   if (type != ScalarType::Double || !statistics.is_contiguous() || !same_device(statistics, coeffs) ||
@@ -273,25 +284,41 @@ void check_statistics(const Tensor& statistics, const char* name, const Tensor& 
     fail("the ", name, " is ", name_of(type), " of shape ", shape_of(statistics), " on ", device_of(statistics),
          "; it must be what slaf_moments returns: contiguous, float64, on ", device_of(coeffs),
          ", of the shape of coeffs, ", shape_of(coeffs), ", without its first column");
+  return static_cast<const double*>(statistics.const_data_ptr());
 }
 
-Folding::Folding(const Tensor& coeffs_, const Tensor& mean_, const Tensor& variance_, double eps_, bool in_double)
-    : coeffs(coeffs_), eps(eps_) {
-  const ScalarType type = type_of(coeffs, "coeffs");
-  if (!is_supported(type)) fail("coeffs are ", name_of(type), "; slaf needs float16, bfloat16, float32 or float64");
-  check_shape(coeffs);
-  check_statistics(mean_, "mean", coeffs);
-  check_statistics(variance_, "variance", coeffs);
-  check_eps(eps);
-  if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
-  mean = static_cast<const double*>(mean_.const_data_ptr());
-  variance = static_cast<const double*>(variance_.const_data_ptr());
-  rounding =
+}  // namespace
+
+Tensor empty_statistics(const Tensor& coeffs) { return empty(statistics_sizes(coeffs), coeffs, ScalarType::Double); }
+
+Moments check_moments(const Tensor& mean, const Tensor& variance, double eps, const Tensor& coeffs) {
+  const Moments moments{check_statistics(mean, "mean", coeffs), check_statistics(variance, "variance", coeffs), eps};
+  if (!(eps > 0 && std::isfinite(eps))) fail("eps is ", eps, "; it must be a finite number greater than 0");
+  return moments;
+}
+
+std::tuple<Fold, Tensor> folding_of(const Tensor& coeffs, const Tensor& mean, const Tensor& variance, double eps,
+                                    bool in_double) {
+  const ScalarType type = coeffs.scalar_type();
+  const auto sizes = coeffs.sizes();
+  const Tensor folded = empty({sizes.begin(), sizes.end()}, coeffs, in_double ? ScalarType::Double : ScalarType::Float);
+  Fold f{};
+  f.coeffs = coeffs.const_data_ptr();
+  f.coeffs_type = storage_of(type);
+  f.moments = check_moments(mean, variance, eps, coeffs);
+  f.epsilon =
       type == ScalarType::Double ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
-  degree = coeffs.size(coeffs.dim() - 1) - 1;
-  groups = coeffs.numel() / (degree + 1);
-  const auto shape = coeffs.sizes();
-  folded = empty({shape.begin(), shape.end()}, coeffs, in_double ? ScalarType::Double : ScalarType::Float);
+  f.degree = coeffs.size(coeffs.dim() - 1) - 1;
+  f.groups = coeffs.numel() / (f.degree + 1);
+  f.folded = folded.mutable_data_ptr();
+  f.in_double = in_double;
+  return {f, folded};
+}
+
+Tensor as_double(const Tensor& t) {
+  Tensor copy = empty_strided(t.sizes().data(), t.strides().data(), t.dim(), t, ScalarType::Double);
+  torch::stable::copy_(copy, t);
+  return copy;
 }
 
 Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType dtype) {

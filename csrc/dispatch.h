@@ -2,7 +2,6 @@
 #pragma once
 
 #include <type_traits>
-#include <utility>
 
 namespace slaf_ext {
 
@@ -12,26 +11,17 @@ struct Degrees {
   static constexpr int lowest = below + 1, highest = top;
 };
 
-// The degrees that have a kernel of their own, rising; those between two of them share the upper one.
+// The degrees that have a kernel of their own, rising; the degrees between two of them share the upper one's.
 template <int... tops>
 struct DegreeList {};
 
-// Calls f(Degrees<...>{}) for the range that holds `degree`; false where every range lies below it.
+// Calls f(Degrees<...>{}) for the range that holds `degree`, if there is one.
 template <int below = -1, typename F>
-bool dispatch_degree(int, DegreeList<>, const F&) {
-  return false;
-}
+void dispatch_degree(int, DegreeList<>, const F&) {}
 template <int below = -1, typename F, int top, int... more>
-bool dispatch_degree(int degree, DegreeList<top, more...>, const F& f) {
+void dispatch_degree(int degree, DegreeList<top, more...>, const F& f) {
   if (degree > top) return dispatch_degree<top>(degree, DegreeList<more...>{}, f);
   f(Degrees<below, top>{});
-  return true;
-}
-
-// Calls f with std::true_type or std::false_type.
-template <typename F>
-void dispatch_bool(bool value, const F& f) {
-  value ? f(std::true_type{}) : f(std::false_type{});
 }
 
 }  // namespace slaf_ext

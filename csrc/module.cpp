@@ -3,10 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
-
 #include "cpu/isa.h"
-#include "recurrence.h"
+#include "tables.h"
 
 namespace {
 

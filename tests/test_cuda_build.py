@@ -29,14 +29,14 @@ def test_no_spills(cuda_objects, capsys):
     table = defaultdict(dict)
     for arch, name, registers, _, _ in found:
         if form := re.match(
-            r"void sweep<Form<\(Walk\)(\d), (\w+), (\w+), \(Reading\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>", name
+            r"void sweep<Form<\(Walk\)(\d), (\w+), (\w+), \(Access\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>", name
         ):
             walk, backward, edges, reading, degree, storage = form.groups()
             kind = "edges" if edges == "true" else {"0": "general", "2": "uniform", "3": "powers"}[walk]
             direction = "backward" if backward == "true" else "forward"
             table[storage, ("runs", "columns")[int(reading)], direction, kind][arch, int(degree)] = registers
         if form := re.match(
-            r"void normalized_sweep<NormalizedForm<\(Pass\)(\d), \(Reading\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>",
+            r"void normalized_sweep<NormalizedForm<\(Pass\)(\d), \(Walk\)\d, \(Access\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>",
             name,
         ):
             number, reading, degree, storage = form.groups()

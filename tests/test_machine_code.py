@@ -10,7 +10,7 @@ from machine_code import Kernel, find_cuobjdump, read_kernels
 
 # The kernels that are read: Chebyshev, without edges, where whole items of several elements fit the storage.
 STORAGES = {"fp32": ("float", 4), "bf16": ("BFloat16", 2), "fp16": ("Half", 2)}  # name in the code, bytes
-READINGS = {"runs": "(Reading)0", "columns": "(Reading)1"}
+READINGS = {"runs": "(Access)0", "columns": "(Access)1"}
 DIRECTIONS = {"forward": ("false", 1), "backward": ("true", 2)}  # name in the code, tensors that it reads
 DEGREES = (5, 8)
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "half.h"
+#include "../storage.h"
 
 namespace slaf_ext::cpu {
 
@@ -29,7 +29,7 @@ inline constexpr bool has_conversions = false;
 // Vectors of what S is computed in, from and to memory that holds S.
 template <int bytes, typename S>
 SLAF_INLINE Vector<compute_t<S>, bytes> load(const S* from) {
-  if constexpr (is_half<S>) {
+  if constexpr (is_half_v<S>) {
     using V = Vector<float, bytes>;
     using U = Vector<uint32_t, bytes>;
     const auto& bits = *reinterpret_cast<const typename VectorOf<uint16_t, bytes / 2>::anywhere*>(from);
@@ -50,7 +50,7 @@ SLAF_INLINE Vector<compute_t<S>, bytes> load(const S* from) {
 }
 template <int bytes, typename S>
 SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
-  if constexpr (is_half<S>) {
+  if constexpr (is_half_v<S>) {
     auto& bits = *reinterpret_cast<typename VectorOf<uint16_t, bytes / 2>::anywhere*>(to);
     if constexpr (has_conversions<bytes> && std::is_same_v<S, Half>) {
       asm("vcvtps2ph $0, %1, %0" : "=m"(bits) : "v"(v));  // 0: to nearest, ties to even

@@ -1,5 +1,3 @@
 #include "units.cuh"
 
-namespace slaf_ext::cuda {
-template void run_backward<Half>(const Problem&, bool, Device&);
-}  // namespace slaf_ext::cuda
+template struct slaf_ext::cuda::Backward<slaf_ext::Half>;

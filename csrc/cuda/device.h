@@ -1,4 +1,4 @@
-// A device, its current stream and memory for a while, free of torch.
+// A device, its current stream and temporary memory, free of torch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernel.cuh"
+#include "partition.h"
 
 namespace slaf_ext::cuda {
 
@@ -30,12 +30,12 @@ class Device {
     return count;
   }
 
-  // Memory for kernels of this stream, until the device goes.
+  // Memory for kernels of this stream, for as long as the device lives.
   virtual void* allocate(int64_t bytes) = 0;
 
   template <typename... Parameters, typename... Args>
-  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, const Args&... args) {
-    kernel<<<static_cast<unsigned>(blocks), threads, shared, stream_>>>(args...);
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, const Args&... args) {
+    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream_>>>(args...);
     check(cudaGetLastError(), "launch a kernel");
   }
 

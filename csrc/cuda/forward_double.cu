@@ -1,5 +1,3 @@
 #include "units.cuh"
 
-namespace slaf_ext::cuda {
-template void run_forward<double>(const Problem&, Device&);
-}  // namespace slaf_ext::cuda
+template struct slaf_ext::cuda::Forward<double>;

@@ -1,5 +1,3 @@
 #include "units.cuh"
 
-namespace slaf_ext::cuda {
-template void run_forward<Half>(const Problem&, Device&);
-}  // namespace slaf_ext::cuda
+template struct slaf_ext::cuda::Forward<slaf_ext::Half>;

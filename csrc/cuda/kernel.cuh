@@ -1,5 +1,5 @@
-// The kernels of the plain form, free of torch. One sweep over x gives y, or both gradients; a second kernel adds up
-// the sums that its blocks made, see reduce.cuh. What a sweep does inside its loop is a template argument.
+// The kernels of the plain form, free of torch. One sweep over x gives y, or both gradients; a second kernel adds the
+// sums of its blocks, see reduce.cuh.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +9,18 @@
 
 namespace slaf_ext::cuda {
 
-// What a linear edge adds `distance` beyond it. A slope of 0 is flat at infinity too, where 0 * inf would be NaN.
+// What a linear edge adds at a distance beyond it. A slope of 0 is flat at infinity too, where 0 * inf would be NaN.
 template <typename T>
 SLAF_INLINE T tangent(T slope, T distance) {
   const T rise = slope * distance;
   return slope == T(0) ? T(0) : rise;
 }
 
-// x as the walk sees it, and what has to be known of the elements outside [lo, hi].
+// x as the walk sees it, and which elements lie how far outside [lo, hi].
 template <typename P>
 struct Inside {
-  P x, below, above;  // distances beyond the edges
-  unsigned outside;   // a bit for each element
+  P x, below, above;      // distances beyond the edges
+  unsigned outside_bits;  // a bit for each element
 };
 template <typename T, int n>
 SLAF_INLINE Inside<Pack<T, n>> inside_of(const Pack<T, n>& x, T lo, T hi, T center) {
@@ -33,35 +33,16 @@ SLAF_INLINE Inside<Pack<T, n>> inside_of(const Pack<T, n>& x, T lo, T hi, T cent
     t.x.v[i] = (is_below ? lo : is_above ? hi : from) - center;
     t.below.v[i] = is_below ? from - lo : T(0);
     t.above.v[i] = is_above ? from - hi : T(0);
-    t.outside |= (is_below || is_above ? 1u : 0u) << i;
+    t.outside_bits |= (is_below || is_above ? 1u : 0u) << i;
   }
   return t;
 }
 template <typename T, int n>
-SLAF_INLINE Pack<T, n> zero_where(unsigned outside, const Pack<T, n>& p) {
-  return Pack<T, n>::make([&](int i) { return (outside >> i & 1u) != 0 ? T(0) : p.v[i]; });
+SLAF_INLINE Pack<T, n> zero_where(unsigned bits, const Pack<T, n>& p) {
+  return Pack<T, n>::make([&](int i) { return (bits >> i & 1u) != 0 ? T(0) : p.v[i]; });
 }
 
-// The coefficients of the walk, in fp64, from those of the operator. Row r of
-//     forward              scale_r coeffs_r, and two rows more, the slopes at the edges
-//     gradient in x        scale_r sum_k D_kr coeffs_k, with D below its diagonal row by row
-template <typename Coeff>
-SLAF_INLINE double walk_coeff(int r, int degree, bool forward, const double* weights, const Coeff& coeff) {
-  if (forward && r <= degree) return weights[r] * coeff(r);
-  double sum = 0;
-#pragma unroll 1
-  for (int k = forward ? 0 : r + 1; k <= degree; ++k) {
-    const double weight = forward ? weights[(r - degree) * (degree + 1) + k] : weights[k * (k - 1) / 2 + r];
-    // D is half zeros where the basis respects parity, and 0 * inf must not make a NaN there.
-    if (weight != 0) sum += weight * coeff(k);
-  }
-  return sum;
-}
-
-// The numbers that `walk_coeff` needs: scales and slopes, or D.
-constexpr int64_t weight_count(int64_t degree) { return std::max(scale_count(degree), degree * (degree + 1) / 2); }
-
-// A sweep and its tables, as the argument of a kernel: nothing is copied to the device before it.
+// A sweep and its tables, as the argument of a kernel, so that no copy to the device precedes it.
 template <typename S, int highest>
 struct TabledSweep {
   using T = compute_t<S>;
@@ -72,8 +53,8 @@ struct TabledSweep {
   double weights[weight_count(highest)];
 };
 
-// The coefficients and the sums of a thread. Those of a group are shared by its elements and lie in shared memory;
-// those of columns differ from lane to lane and lie in registers.
+// The coefficients and sums of a thread. The coefficients of a group lie in shared memory; those of columns differ from
+// lane to lane and lie in registers.
 template <typename Form, int highest, typename T>
 struct Columns {
   using Lanes = Pack<T, Form::lanes>;
@@ -81,7 +62,7 @@ struct Columns {
   __device__ __forceinline__ Columns(const Block<Form, T>& block, int degree) : block(block) {
     if constexpr (Form::has_columns) {
 #pragma unroll
-      for (int k = 0; k <= highest; ++k) own[k] = k <= degree ? row<Lanes>(k) : Lanes::of(T(0));
+      for (int k = 0; k <= highest; ++k) own[k] = k <= degree ? slot<Lanes>(k) : Lanes::of(T(0));
     }
   }
   template <typename P>
@@ -89,12 +70,12 @@ struct Columns {
     if constexpr (Form::has_columns)
       return own[k];
     else
-      return row<P>(k);
+      return slot<P>(k);
   }
-  // One that is read where it is used: of any row, or of the slopes behind them.
+  // One read from shared memory where it is used: of any slot.
   template <typename P>
-  __device__ __forceinline__ P row(int r) const {
-    return block.template row<P>(r);
+  __device__ __forceinline__ P slot(int i) const {
+    return block.template coeff<P>(i);
   }
   template <typename P>
   __device__ __forceinline__ void add(int k, const P& terms) {
@@ -111,29 +92,29 @@ struct Columns {
   Lanes sums[highest + 1] = {}, beyond[2] = {};
 };
 
-// A degree that is known at run time alone.
+// A degree that is known at run time only.
 struct AnyDegree {
   static constexpr int lowest = 0, highest = -1;
 };
 
-// How far a kernel for the degrees of `Range` walks: degrees that share one, as far as the highest of them. What they
-// visit beyond their own is not theirs.
+// How far a kernel for the degrees of `Range` walks: degrees that share a kernel all walk to the highest, and skip what
+// exceeds their own.
 template <typename Range>
 SLAF_INLINE constexpr Degree<> walked_degree(int degree) {
   return in_blocks(Range::highest < 0 ? degree : Range::highest);
 }
 template <typename Range>
-SLAF_INLINE constexpr bool is_beyond(int k, int degree) {
+SLAF_INLINE constexpr bool exceeds_degree(int k, int degree) {
   return Range::highest >= 0 && k > Range::lowest && k > degree;
 }
 
-// sum_k coeffs(k) phi_k(x) for a degree of `Range`, which the compiler knows where it is one.
+// sum_k coeffs(k) phi_k(x) for a degree of `Range`; top is coeffs(degree).
 template <Walk kind, typename Range, typename V, typename T, typename Coeffs>
-SLAF_INLINE V expand_to(int degree, const V& x, const Rows<T>& rows, const Coeffs& coeffs, const V& top) {
+SLAF_INLINE V clenshaw_to(int degree, const V& x, const Rows<T>& rows, const Coeffs& coeffs, const V& top) {
   if constexpr (Range::highest < 0 || Range::lowest == Range::highest) {
-    return expand<kind>(x, rows, walked_degree<Range>(degree), coeffs);
+    return clenshaw<kind>(x, rows, walked_degree<Range>(degree), coeffs);
   } else {
-    // As `expand`, but the steps above the degree are passed over: s_k is in `even` or `odd`, as k is.
+    // As `clenshaw`, but the steps above the degree are skipped: s_k is in `even` or `odd`, as k is.
     const V point = point_of<kind>(x, rows), zero = V::of(T(0));
     V even = degree % 2 == 0 ? top : zero, odd = degree % 2 == 0 ? zero : top;
 #pragma unroll
@@ -148,37 +129,37 @@ SLAF_INLINE V expand_to(int degree, const V& x, const Rows<T>& rows, const Coeff
   }
 }
 
-// y of some elements of a thread, or their gradient in x, with the sums of grad_output phi_k. All that x itself is
-// needed for stands before the walk, where it frees its registers.
+// y of some elements of a thread, or their gradient in x, with the sums of grad_output phi_k. What needs x itself comes
+// before the walk, so that x takes no registers during it.
 template <typename Form, typename Range, typename S, typename P, typename T, typename Columns>
 __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table, P x, P grad_output,
                                       Columns& columns) {
   constexpr int lowest = Range::lowest, highest = Range::highest;
   P result = P::of(T(0));
-  unsigned outside = 0;
-  if (Form::is_backward && highest > 16) forget_shared();  // the sums take the registers
-  if (Form::has_edges && s.edge != Edge::extrapolate) {
+  unsigned outside_bits = 0;
+  if (Form::is_backward && highest > 16) reload_shared();  // the sums take the registers
+  if (Form::has_edges && s.outside != Outside::extrapolate) {
     const auto inside = inside_of(x, s.lo, s.hi, s.center);
-    const bool is_linear = s.edge == Edge::linear;
+    const bool is_linear = s.outside == Outside::linear;
     x = inside.x;
     // The gradient of `clamp` vanishes outside, and `zero` does by name.
-    if (!is_linear && (Form::is_backward || s.edge == Edge::zero)) outside = inside.outside;
+    if (!is_linear && (Form::is_backward || s.outside == Outside::zero)) outside_bits = inside.outside_bits;
     if (is_linear) {
       if constexpr (Form::is_backward) {
         columns.add_beyond(grad_output * inside.below, grad_output * inside.above);
       } else {
-        const P below = columns.template row<P>(s.degree + 1), above = columns.template row<P>(s.degree + 2);
+        const P below = columns.template slot<P>(s.degree + 1), above = columns.template slot<P>(s.degree + 2);
         result = P::make(
             [&](int i) { return tangent(below.v[i], inside.below.v[i]) + tangent(above.v[i], inside.above.v[i]); });
       }
     }
-    if (Form::is_backward && s.edge == Edge::zero) grad_output = zero_where(outside, grad_output);
+    if (Form::is_backward && s.outside == Outside::zero) grad_output = zero_where(outside_bits, grad_output);
   } else {
     x = x + -s.center;
   }
   if constexpr (Form::is_backward) {
     const auto visit = [&](auto k, const P& psi) {
-      if (is_beyond<Range>(k, s.degree)) return;
+      if (exceeds_degree<Range>(k, s.degree)) return;
       columns.add(k, psi);
       // D a has no phi_degree: its 0 must not meet a psi that is infinite.
       if (!std::is_same_v<decltype(k), Last> && (lowest == highest || k < lowest || highest < 0 || k < s.degree)) {
@@ -188,21 +169,21 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
     walk<Form::walk>(x, grad_output, table, walked_degree<Range>(s.degree), visit);
   } else {
     const auto coeffs = [&](int k) { return columns.template coeff<P>(k); };
-    const P value = expand_to<Form::walk, Range>(s.degree, x, table, coeffs, columns.template row<P>(s.degree));
+    const P value = clenshaw_to<Form::walk, Range>(s.degree, x, table, coeffs, columns.template slot<P>(s.degree));
     result = Form::has_edges ? result + value : value;
   }
-  return Form::has_edges ? zero_where(outside, result) : result;
+  return Form::has_edges ? zero_where(outside_bits, result) : result;
 }
 
-// Items that a thread reads in one turn, so that 32 KiB of loads are on their way to a multiprocessor, and no register
+// Items that a thread reads in a turn, so that 32 KiB of loads are in flight on a multiprocessor, and no register
 // spills on any architecture.
 template <typename Form, typename S, int highest>
 inline constexpr int unroll = [] {
   if (Form::width == 1) return 4;
-  const bool is_crowded = highest > 8 || (Form::is_backward && Form::walk == Walk::general);
-  if (!Form::has_columns && Form::is_backward) return is_crowded || highest <= 5 ? 1 : 2;
+  const bool is_register_bound = highest > 8 || (Form::is_backward && Form::walk == Walk::general);
+  if (!Form::has_columns && Form::is_backward) return is_register_bound || highest <= 5 ? 1 : 2;
   if (!Form::has_columns) return highest > 16 ? 1 : 2;
-  if (is_crowded) return 2;
+  if (is_register_bound) return 2;
   if (!Form::is_backward) return Form::walk == Walk::general ? 5 : 6;
   return Form::width == 2 && highest <= 4 ? 3 : 4;
 }();
@@ -231,14 +212,14 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
   constexpr int highest = Range::highest;
   const Sweep<S>& s = args.sweep;
   const Rows<T> table{args.a, args.b, args.c};
-  // The coefficients are made while the first items are on their way.
+  // The coefficients are computed while the first items are in flight.
   Elements<Form, unroll<Form, S, highest>, highest, S> elements(s);
   const Block<Form, T> block(s, elements.at);
   const int K = s.degree + 1;
   const double* const staged = block.stage(args.coeffs, args.coeffs_type, K);
-  block.for_coeffs([&](T* coeffs, int r, int group) {
-    coeffs[r] = static_cast<T>(
-        walk_coeff(r, s.degree, !Form::is_backward, args.weights, [&](int k) { return staged[group * K + k]; }));
+  block.for_coeffs([&](T* coeffs, int slot, int group) {
+    coeffs[slot] = static_cast<T>(
+        walk_coeff(slot, s.degree, !Form::is_backward, args.weights, [&](int k) { return staged[group * K + k]; }));
   });
   Columns<Form, highest, T> columns(block, s.degree);
 
@@ -247,19 +228,19 @@ __global__ void __launch_bounds__(max_threads, (resident_blocks<Form, Range, S>)
     return evaluate<Form, Range>(s, table, x, grad_output, columns);
   };
   for (; elements.has_items(); elements.next()) elements.map(writes, f);
-  elements.map_ragged(writes, f);
+  elements.map_remainder(writes, f);
 
   if constexpr (Form::is_backward) {
     if (s.partials.at == nullptr) return;
-    // The block's place once more, which so takes no registers in the loop: see block_index.
-    const Place<Form::reading> at(s.partition);
+    // Computed again, so that they take no registers during the loop: see block_index.
+    const ThreadItems<Form::access> at(s.partition);
     const Block<Form, T> same(s, at);
-    const auto reduce = [&](const auto& sums, int first_row, int used) {
+    const auto reduce = [&](const auto& sums, int first_slot, int used) {
       same.reduce(sums, used,
-                  [&](int i, int local, T total) { same.store(s.partials, first_row + i, at.cell, local, total); });
+                  [&](int i, int local, T total) { same.store(s.partials, first_slot + i, at.split, local, total); });
     };
     reduce(columns.sums, 0, K);
-    if (Form::has_edges && s.edge == Edge::linear) reduce(columns.beyond, K, 2);
+    if (Form::has_edges && s.outside == Outside::linear) reduce(columns.beyond, K, 2);
   }
 }
 

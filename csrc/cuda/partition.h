@@ -1,9 +1,8 @@
-// How the elements of a sweep are shared out among blocks and threads, free of torch.
+// How a sweep is partitioned among blocks and threads, free of torch.
 //
-// The elements that one load moves are an *item*. Where every group's elements lie in long *runs*, a block serves one
-// group, and the items of its share are those of some whole runs, or of a part of one. Where runs are short
-// (channels-last, features), a block serves neighbouring *columns*, each with coefficients of its own, and a thread
-// goes down the rows of those that its items hold.
+// The elements that one load moves are an *item*. Where runs are read, a block serves one group, and takes some whole
+// runs or a part of one. Where columns are read, a block serves neighbouring columns, and a thread goes down those that
+// its items hold.
 #pragma once
 
 #include <algorithm>
@@ -14,14 +13,11 @@
 
 namespace slaf_ext::cuda {
 
-enum class Reading : int { runs, columns };
-
 constexpr int max_threads = 256;  // of a block
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Division of numbers below 2^31 by a constant from 1 to 2^31, as one product.
+// Division of integers below 2^31 by a constant from 1 to 2^31, as one product.
 struct Divisor {
   Divisor() = default;
   explicit Divisor(uint64_t d) {
@@ -36,109 +32,109 @@ struct Divisor {
 };
 
 struct Partition {
-  int threads;             // of a block
-  uint32_t pieces, cells;  // blocks for different columns, and for the same
-  Divisor by_pieces, by_parts, by_inner;
-  int64_t columns, inner;  // in all, and of a group; where runs are read, the groups, and 1
-  int64_t length, outer;   // items of a run, and runs of a group; of columns, rows, and 1
-  uint32_t share, parts;   // items of a block, from each column or from its group; blocks that share a run
-  uint32_t runs;           // whole runs of a block, where parts is 1
-  Divisor run;             // by `length`
-  uint32_t carry;          // items between two runs of a group
-  uint32_t across, down;   // of columns: threads side by side, and rows of threads
-  int64_t pitch;           // of columns: items of a row
-  int ragged;              // elements of the remainder, after the last whole item
+  int threads;                     // of a block
+  uint32_t column_blocks, splits;  // blocks for different columns, and blocks that share the same columns
+  Divisor by_column_blocks, by_run_splits, by_inner;
+  int64_t columns, inner;                 // in all, and of a group; where runs are read: the groups, and 1
+  int64_t length, outer;                  // items of a run, and runs of a group; of columns: their elements, and 1
+  uint32_t share, run_splits;             // items of a block, of each column or of its group; blocks that share a run
+  uint32_t runs;                          // whole runs of a block, where run_splits is 1
+  Divisor run;                            // by `length`
+  uint32_t carry;                         // items between two runs of a group
+  uint32_t threads_across, threads_down;  // of a block, where columns are read
+  int64_t pitch;                          // items of a matrix row, where columns are read
+  int remainder;                          // elements after the last whole item
 
-  int64_t blocks() const { return int64_t{pieces} * cells; }
+  int64_t blocks() const { return int64_t{column_blocks} * splits; }
 };
 
 // What a kernel asks of its partition.
-struct Demand {
-  Reading reading;
+struct Requirements {
+  Access access;
   int width;        // elements of an item
   int unroll;       // items that a thread reads at once
-  int64_t blocks;   // that are to share the work
+  int64_t blocks;   // wanted
   int threads;      // of a block, at most
-  int most_turns;   // times that a thread reads
+  int max_turns;    // times that a thread reads
   int coeff_bytes;  // of a column, in shared memory
-  int sum_rows;     // sums of a column
+  int sum_slots;    // sums of a column
 };
 
 constexpr int64_t offset_limit = int64_t{1} << 31;  // of an item, from the first of its block
 constexpr int64_t column_bytes = 16 * 1024;         // of shared memory that the coefficients of columns may fill
-constexpr int64_t sector_items = 4;                 // items of columns that memory moves together
+constexpr int64_t sector_items = 4;                 // items of columns that memory moves batch
 
-// `items`, rounded up to whole turns of `threads`, or where they are less than one, to whole reads of all threads.
+// `items` rounded up to whole turns of `threads` or, where they are less than a turn, to whole reads of all threads.
 inline int64_t whole_turns(int64_t items, int64_t threads, int unroll) {
   const int64_t step = threads * unroll;
   return round_up(std::max<int64_t>(items, 1), items > step ? step : threads);
 }
 
-inline Partition partition_runs(const Layout& layout, const Demand& d) {
+inline Partition partition_runs(const Layout& layout, const Requirements& d) {
   Partition p{};
   p.columns = layout.groups;
-  p.pieces = static_cast<uint32_t>(layout.groups);
+  p.column_blocks = static_cast<uint32_t>(layout.groups);
   p.inner = 1;
   p.outer = layout.outer;
   p.length = layout.inner / d.width;
   if (layout.groups == 1) {  // all runs are one
-    p.ragged = static_cast<int>(layout.outer * layout.inner % d.width);
+    p.remainder = static_cast<int>(layout.outer * layout.inner % d.width);
     p.length = layout.outer * layout.inner / d.width;
     p.outer = 1;
   }
   const int64_t items = p.outer * p.length;
   p.threads = static_cast<int>(std::clamp<int64_t>(round_up(items, 32), 32, d.threads));
-  const int64_t step = int64_t{p.threads} * d.unroll, most = d.most_turns * step;
-  const int64_t cells = std::max<int64_t>(1, d.blocks / layout.groups);
-  int64_t share = std::min(whole_turns(ceil_div(items, cells), p.threads, d.unroll), most);
+  const int64_t step = int64_t{p.threads} * d.unroll, most = d.max_turns * step;
+  const int64_t splits = std::max<int64_t>(1, d.blocks / layout.groups);
+  int64_t share = std::min(whole_turns(ceil_div(items, splits), p.threads, d.unroll), most);
   if (p.length >= 2 * share || p.length > most) {  // a run has several blocks
     p.runs = 1;
     share = whole_turns(ceil_div(p.length, ceil_div(p.length, share)), p.threads, d.unroll);
-    p.parts = static_cast<uint32_t>(ceil_div(p.length, share));
+    p.run_splits = static_cast<uint32_t>(ceil_div(p.length, share));
     p.run = Divisor(offset_limit);
   } else {  // a block has whole runs
     const int64_t length = std::max<int64_t>(p.length, 1), row = layout.groups * length;
     p.runs = static_cast<uint32_t>(std::clamp<int64_t>(std::min(share / length, offset_limit / row), 1, p.outer));
     share = p.runs * length;
-    p.parts = 1;
+    p.run_splits = 1;
     p.run = Divisor(length);
     p.carry = static_cast<uint32_t>(row - length);
   }
   p.share = static_cast<uint32_t>(share);
-  p.cells = static_cast<uint32_t>(ceil_div(p.outer, p.runs) * p.parts);
+  p.splits = static_cast<uint32_t>(ceil_div(p.outer, p.runs) * p.run_splits);
   return p;
 }
 
-inline Partition partition_columns(const Layout& layout, const Demand& d) {
+inline Partition partition_columns(const Layout& layout, const Requirements& d) {
   Partition p{};
   p.columns = layout.groups * layout.inner;
   p.inner = layout.inner;
   p.length = layout.outer;
   p.outer = p.runs = 1;
   p.pitch = p.columns / d.width;
-  // Columns that neighbour each other share sectors of memory; beyond 64 threads they would only take from the rows.
+  // Neighbouring columns share sectors of memory, but more than 64 threads across would only take from those down.
   const int64_t fitting = std::max<int64_t>(column_bytes / (d.coeff_bytes * d.width), 1);
   const int64_t widest = std::min({std::max<int64_t>(64, d.threads / p.length), fitting, int64_t{d.threads}, p.pitch});
-  const int64_t across = ceil_div(p.pitch, ceil_div(p.pitch, widest));
-  p.across = static_cast<uint32_t>(std::min(round_up(across, sector_items), widest));
-  p.down = static_cast<uint32_t>(std::min(d.threads / p.across, static_cast<uint32_t>(p.length)));
-  p.threads = static_cast<int>(p.across * p.down);
-  p.pieces = static_cast<uint32_t>(ceil_div(p.pitch, p.across));
-  int64_t cells = std::max<int64_t>(1, d.blocks / p.pieces);
-  // Partial sums are to stay few beside the elements that they are sums of.
-  if (d.sum_rows > 0) cells = std::min(cells, std::max<int64_t>(1, p.length / (8 * d.sum_rows)));
-  const int64_t step = int64_t{p.down} * d.unroll;
-  const int64_t share = std::min(whole_turns(ceil_div(p.length, cells), p.down, d.unroll), d.most_turns * step);
+  const int64_t threads_across = ceil_div(p.pitch, ceil_div(p.pitch, widest));
+  p.threads_across = static_cast<uint32_t>(std::min(round_up(threads_across, sector_items), widest));
+  p.threads_down = static_cast<uint32_t>(std::min(d.threads / p.threads_across, static_cast<uint32_t>(p.length)));
+  p.threads = static_cast<int>(p.threads_across * p.threads_down);
+  p.column_blocks = static_cast<uint32_t>(ceil_div(p.pitch, p.threads_across));
+  int64_t splits = std::max<int64_t>(1, d.blocks / p.column_blocks);
+  // Partial sums must stay few beside the elements that they are sums of.
+  if (d.sum_slots > 0) splits = std::min(splits, std::max<int64_t>(1, p.length / (8 * d.sum_slots)));
+  const int64_t step = int64_t{p.threads_down} * d.unroll;
+  const int64_t share = std::min(whole_turns(ceil_div(p.length, splits), p.threads_down, d.unroll), d.max_turns * step);
   p.share = static_cast<uint32_t>(std::clamp<int64_t>(offset_limit / p.pitch, 1, share));
-  p.cells = p.parts = static_cast<uint32_t>(ceil_div(p.length, p.share));
+  p.splits = p.run_splits = static_cast<uint32_t>(ceil_div(p.length, p.share));
   return p;
 }
 
 // The partition of a layout that holds elements.
-inline Partition partition(const Layout& layout, const Demand& d) {
-  Partition p = d.reading == Reading::runs ? partition_runs(layout, d) : partition_columns(layout, d);
-  p.by_pieces = Divisor(p.pieces);
-  p.by_parts = Divisor(p.parts);
+inline Partition partition(const Layout& layout, const Requirements& d) {
+  Partition p = d.access == Access::runs ? partition_runs(layout, d) : partition_columns(layout, d);
+  p.by_column_blocks = Divisor(p.column_blocks);
+  p.by_run_splits = Divisor(p.run_splits);
   p.by_inner = Divisor(p.inner);
   return p;
 }

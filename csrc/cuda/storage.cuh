@@ -1,13 +1,9 @@
-// The storage types on the GPU: elements that move together between memory and registers, and their conversion.
+// Elements on their way between memory and registers, and their conversion.
 #pragma once
 
-#include "../cpu/half.h"
+#include "../storage.h"
 
 namespace slaf_ext::cuda {
-
-using cpu::BFloat16;
-using cpu::compute_t;
-using cpu::Half;
 
 // Values that one thread computes side by side.
 template <typename T, int count>
@@ -65,7 +61,7 @@ struct Pack {
   }
 };
 
-// 16-bit elements are converted two at a time, by the GPU's own instructions; under the tests, in software.
+// 16-bit elements are converted in pairs, by the GPU's instructions, or in software under the tests.
 #ifdef __CUDA_ARCH__
 SLAF_INLINE Pack<float, 2> widen_pair(Half, uint32_t pair) {
   Pack<float, 2> wide;
@@ -90,22 +86,19 @@ SLAF_INLINE Pack<float, 2> widen_pair(BFloat16, uint32_t pair) {
 #else
 template <typename S>
 SLAF_INLINE Pack<float, 2> widen_pair(S, uint32_t pair) {
-  return {{cpu::widen(S{static_cast<uint16_t>(pair)}), cpu::widen(S{static_cast<uint16_t>(pair >> 16)})}};
+  return {{widen(S{static_cast<uint16_t>(pair)}), widen(S{static_cast<uint16_t>(pair >> 16)})}};
 }
 template <typename S>
 SLAF_INLINE uint32_t narrow_pair(S, float low, float high) {
-  S pair[2];
-  cpu::narrow(&pair[0], low);
-  cpu::narrow(&pair[1], high);
-  return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16;
+  return narrow<S>(low).bits | static_cast<uint32_t>(narrow<S>(high).bits) << 16;
 }
 #endif
 
-// An item: neighbouring elements that move as one between memory, aligned to their size, and registers.
+// Neighbouring elements, aligned to their size, that one load or store moves.
 template <typename S, int count>
 struct alignas(count * sizeof(S)) Item {
   using T = compute_t<S>;
-  static constexpr bool is_paired = cpu::is_half<S> && count > 1;
+  static constexpr bool is_paired = is_half_v<S> && count > 1;
   using Unit = std::conditional_t<is_paired, uint32_t, S>;
   Unit at[count * sizeof(S) / sizeof(Unit)];
 
@@ -118,7 +111,7 @@ struct alignas(count * sizeof(S)) Item {
         wide.v[i] = pair.v[0];
         wide.v[i + 1] = pair.v[1];
       }
-    } else if constexpr (cpu::is_half<S>) {
+    } else if constexpr (is_half_v<S>) {
       wide.v[0] = widen_pair(S{}, at[0].bits).v[0];
     } else {
 #pragma unroll
@@ -131,7 +124,7 @@ struct alignas(count * sizeof(S)) Item {
     if constexpr (is_paired) {
 #pragma unroll
       for (int i = 0; i < count; i += 2) item.at[i / 2] = narrow_pair(S{}, wide.v[i], wide.v[i + 1]);
-    } else if constexpr (cpu::is_half<S>) {
+    } else if constexpr (is_half_v<S>) {
       item.at[0] = {static_cast<uint16_t>(narrow_pair(S{}, wide.v[0], 0.0f))};
     } else {
 #pragma unroll
@@ -141,9 +134,7 @@ struct alignas(count * sizeof(S)) Item {
   }
 };
 
-// The storage type of coefficients, known at run time: it matters once a block.
-enum class Storage { half, bfloat16, single_precision, double_precision };
-
+// Coefficients, whose storage type is known at run time: it matters once a block.
 SLAF_INLINE double read(const void* from, Storage type, int64_t i) {
   const auto at = [&](auto s) { return Item<decltype(s), 1>{{static_cast<const decltype(s)*>(from)[i]}}.widen().v[0]; };
   switch (type) {

@@ -4,8 +4,11 @@
 // The shim stands for CUDA's own headers, so it comes first.
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
+#include "fold.cuh"
 #include "normalized.h"
+#include "slaf.h"
 
 namespace {
 
@@ -34,9 +37,9 @@ void put(const T* from, size_t count) {
 }
 
 struct Header {
-  int64_t storage, coeffs_storage, outer, groups, inner, degree, edge;
+  int64_t storage, coeffs_storage, outer, groups, inner, degree, outside;
   int64_t has_grad_output, has_out, has_grad_coeffs;
-  int64_t x_offset, grad_output_offset, out_offset;  // in numbers, from an address that 16 divides
+  int64_t x_offset, grad_output_offset, out_offset;  // in elements, from an address that 16 divides
   int64_t multiprocessors, threads;
 };
 
@@ -72,16 +75,6 @@ struct Emulator {
     shim::launch([&] { kernel(args...); }, blocks, threads, shared);
   }
 };
-
-template <typename F>
-void dispatch_storage(Storage type, const F& f) {
-  switch (type) {
-    case Storage::half: return f(Half{});
-    case Storage::bfloat16: return f(BFloat16{});
-    case Storage::single_precision: return f(float{});
-    default: return f(double{});
-  }
-}
 
 // A case as it comes in, and memory for its results.
 class Input {
@@ -120,7 +113,8 @@ class Input {
         grad_coeffs_(coeffs_bytes_) {
     Problem& p = problem;
     p.layout = {h.outer, h.groups, h.inner};
-    p.edge = static_cast<Edge>(h.edge);
+    p.outside = static_cast<Outside>(h.outside);
+    p.type = static_cast<Storage>(h.storage);
     p.coeffs_type = static_cast<Storage>(h.coeffs_storage);
     for (double* t : {&p.center, &p.lo, &p.hi}) get(t, 1);
     p.rows.resize(h.degree);
@@ -132,6 +126,7 @@ class Input {
     p.coeffs = coeffs_.get();
     if (h.has_grad_output) p.grad_output = grad_output_.get();
     if (h.has_out) p.out = out_.get();
+    p.D = derivative_matrix(p.rows);
     if (h.has_grad_coeffs) p.grad_coeffs = grad_coeffs_.get();
   }
 
@@ -142,17 +137,19 @@ class Input {
 void run_plain() {
   Input input;
   input.run_on([&](auto s, Emulator& device) {
-    dispatch_bool(input.problem.grad_output != nullptr, [&](auto is_backward) {
-      launch_plain<is_backward.value, decltype(s), SomeDegrees>(input.problem, device);
-    });
+    if (input.problem.grad_output != nullptr) {
+      launch_backward<decltype(s), SomeDegrees>(input.problem, device);
+    } else {
+      launch_plain<false, decltype(s), SomeDegrees>(input.problem, device);
+    }
   });
   input.put_gradients();
 }
 
 void run_walked_backward() {
   Input input;
-  input.run_on(
-      [&](auto s, Emulator& device) { launch_walked_backward<decltype(s), SomeDegrees>(input.problem, device); });
+  input.problem.D.clear();
+  input.run_on([&](auto s, Emulator& device) { launch_backward<decltype(s), SomeDegrees>(input.problem, device); });
   input.put_gradients();
 }
 
@@ -184,8 +181,8 @@ void run_normalized_backward() {
   get(statistics.mean(), statistics.count);
   get(statistics.variance(), statistics.count);
   input.run_on([&](auto s, Emulator& device) {
-    launch_normalized_backward<decltype(s), FewDegrees>(input.problem, statistics.mean(), statistics.variance(), eps,
-                                                        device);
+    const Moments moments{statistics.mean(), statistics.variance(), eps};
+    launch_normalized_backward<decltype(s), FewDegrees>(input.problem, moments, device);
   });
   input.put_gradients();
 }
@@ -193,38 +190,38 @@ void run_normalized_backward() {
 void run_fold() {
   int64_t coeffs_storage, groups, degree, in_double, threads;
   for (int64_t* t : {&coeffs_storage, &groups, &degree, &in_double, &threads}) get(t, 1);
-  double eps, rounding;
-  for (double* t : {&eps, &rounding}) get(t, 1);
+  double eps, epsilon;
+  for (double* t : {&eps, &epsilon}) get(t, 1);
   const auto type = static_cast<Storage>(coeffs_storage);
-  const int64_t numbers = groups * (degree + 1), coeffs_bytes = numbers * size_of(type);
-  const int64_t statistics_bytes = groups * degree * 8, bytes = numbers * (in_double ? 8 : 4);
+  const int64_t elements = groups * (degree + 1), coeffs_bytes = elements * size_of(type);
+  const int64_t statistics_bytes = groups * degree * 8, bytes = elements * (in_double ? 8 : 4);
   const Memory coeffs(coeffs_bytes), mean(statistics_bytes), variance(statistics_bytes), folded(bytes);
   get(static_cast<char*>(coeffs.get()), coeffs_bytes);
   get(static_cast<char*>(mean.get()), statistics_bytes);
   get(static_cast<char*>(variance.get()), statistics_bytes);
   Emulator device{1, static_cast<int>(threads), 0, {}};
   const auto statistic = [](const Memory& m) { return static_cast<const double*>(m.get()); };
-  const Fold f{coeffs.get(), type, statistic(mean), statistic(variance), eps, rounding, groups, degree};
-  in_double ? launch_fold(f, static_cast<double*>(folded.get()), device)
-            : launch_fold(f, static_cast<float*>(folded.get()), device);
+  const Moments moments{statistic(mean), statistic(variance), eps};
+  const Fold f{coeffs.get(), type, moments, epsilon, groups, degree, folded.get(), in_double != 0};
+  launch_fold(f, device);
   put(&device.launches, 1);
   put(static_cast<const char*>(folded.get()), bytes);
 }
 
 // Follows the threads of a few blocks through a layout too large to fill, the last element's among them, and compares
 // the places that they visit with those that division gives. Counts those that differ, and finds the farthest.
-template <Reading reading>
+template <Access access>
 void follow_threads(const Partition& p, const Layout& layout, int width, int64_t& wrong, int64_t& farthest) {
   for (const int64_t b : {int64_t{0}, p.blocks() / 2, p.blocks() - 1}) {
     blockIdx.x = static_cast<unsigned>(b);
     for (int t = 0; t < p.threads; ++t) {
       threadIdx.x = static_cast<unsigned>(t);
-      const Place<reading> at(p);
-      const int64_t column = at.column + at.local, start = int64_t{at.cell % p.parts} * p.share;
-      const int64_t run = int64_t{at.cell / p.parts} * p.runs;
+      const ThreadItems<access> at(p);
+      const int64_t column = at.column + at.local, start = int64_t{at.split % p.run_splits} * p.share;
+      const int64_t run = int64_t{at.split / p.run_splits} * p.runs;
       for (uint32_t i = at.first; i < at.count; i += at.stride) {
         const int64_t item = start + i;
-        const int64_t expected = reading == Reading::columns
+        const int64_t expected = access == Access::columns
                                      ? item * p.pitch + column
                                      : ((run + item / p.length) * layout.groups + column) * p.length + item % p.length;
         const int64_t place = at.base + at.offset(i);
@@ -239,17 +236,17 @@ void follow() {
   get(size, 3);
   for (int64_t* t : {&width, &unroll, &blocks, &sum_rows}) get(t, 1);
   const Layout layout{size[0], size[1], size[2]};
-  const Reading reading = reading_of(layout);
-  const Demand demand{reading, static_cast<int>(width),   static_cast<int>(unroll), blocks, max_threads, 512,
-                      36,      static_cast<int>(sum_rows)};
-  const Partition p = partition(layout, demand);
+  const Access access = access_of(layout);
+  const Requirements requirements{access, static_cast<int>(width),   static_cast<int>(unroll), blocks, max_threads, 512,
+                                  36,     static_cast<int>(sum_rows)};
+  const Partition p = partition(layout, requirements);
   int64_t wrong = 0, farthest = 0;
-  if (reading == Reading::runs) {
-    follow_threads<Reading::runs>(p, layout, static_cast<int>(width), wrong, farthest);
+  if (access == Access::runs) {
+    follow_threads<Access::runs>(p, layout, static_cast<int>(width), wrong, farthest);
   } else {
-    follow_threads<Reading::columns>(p, layout, static_cast<int>(width), wrong, farthest);
+    follow_threads<Access::columns>(p, layout, static_cast<int>(width), wrong, farthest);
   }
-  const int64_t result[] = {wrong, farthest + p.ragged, p.blocks()};
+  const int64_t result[] = {wrong, farthest + p.remainder, p.blocks()};
   put(result, 3);
 }
 

@@ -1,0 +1,3 @@
+#include "units.h"
+
+template struct slaf_ext::cpu::Kernels<double>;
