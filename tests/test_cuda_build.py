@@ -31,17 +31,18 @@ def test_no_spills(cuda_objects, capsys):
         if form := re.match(
             r"void sweep<Form<\(Walk\)(\d), (\w+), (\w+), \(Access\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>", name
         ):
-            walk, backward, edges, reading, degree, storage = form.groups()
+            walk, backward, edges, access, degree, storage = form.groups()
             kind = "edges" if edges == "true" else {"0": "general", "2": "uniform", "3": "powers"}[walk]
             direction = "backward" if backward == "true" else "forward"
-            table[storage, ("runs", "columns")[int(reading)], direction, kind][arch, int(degree)] = registers
+            table[storage, ("runs", "columns")[int(access)], direction, kind][arch, int(degree)] = registers
         if form := re.match(
-            r"void normalized_sweep<NormalizedForm<\(Pass\)(\d), \(Walk\)\d, \(Access\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>",
+            r"void normalized_sweep<NormalizedForm<\(Pass\)(\d), \(Walk\)\d, \(Access\)(\d), \d+>, "
+            r"Degrees<-?\d+, (\d+)>, (\w+)>",
             name,
         ):
-            number, reading, degree, storage = form.groups()
+            number, access, degree, storage = form.groups()
             step = ("moments", "centred", "in x")[int(number)]
-            table[storage, ("runs", "columns")[int(reading)], "normalised", step][arch, int(degree)] = registers
+            table[storage, ("runs", "columns")[int(access)], "normalised", step][arch, int(degree)] = registers
     degrees = sorted({degree for row in table.values() for _, degree in row})
     with capsys.disabled():
         print("\nregisters per thread, by the highest degree that a kernel serves")

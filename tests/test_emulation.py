@@ -29,7 +29,7 @@ ORACLES = {
     "hermite_e": polynomial.HermiteE,
 }
 EXTRAPOLATE, ZERO, CLAMP, LINEAR = range(4)
-# (outer, groups, inner): what each path of `cut` serves, at odd sizes.
+# (outer, groups, inner): what each path of `partition` serves, at odd sizes.
 LAYOUTS = {
     "one number": (1, 1, 1),
     "shared": (1, 1, 1037),

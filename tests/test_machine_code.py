@@ -10,7 +10,7 @@ from machine_code import Kernel, find_cuobjdump, read_kernels
 
 # The kernels that are read: Chebyshev, without edges, where whole items of several elements fit the storage.
 STORAGES = {"fp32": ("float", 4), "bf16": ("BFloat16", 2), "fp16": ("Half", 2)}  # name in the code, bytes
-READINGS = {"runs": "(Access)0", "columns": "(Access)1"}
+ACCESSES = {"runs": "(Access)0", "columns": "(Access)1"}
 DIRECTIONS = {"forward": ("false", 1), "backward": ("true", 2)}  # name in the code, tensors that it reads
 DEGREES = (5, 8)
 
@@ -24,8 +24,8 @@ MOST_INSTRUCTIONS = {
 LEAST_IN_FLIGHT = 32 * 1024
 
 
-def pattern(storage: str, reading: str, direction: str, degree: int) -> str:
-    form = rf"Form<\(Walk\)2, {DIRECTIONS[direction][0]}, false, {re.escape(READINGS[reading])}, [248]>"
+def pattern(storage: str, access: str, direction: str, degree: int) -> str:
+    form = rf"Form<\(Walk\)2, {DIRECTIONS[direction][0]}, false, {re.escape(ACCESSES[access])}, [248]>"
     return rf"^void sweep<{form}, Degrees<-?\d+, {degree}>, {STORAGES[storage][0]}>"
 
 
@@ -60,12 +60,12 @@ def cuobjdump():
 
 @pytest.fixture(scope="session")
 def hot(cuobjdump, cuda_objects):
-    """The kernels by storage, reading, direction and degree."""
+    """The kernels by storage, access, direction and degree."""
     folder, report = cuda_objects
     wanted = {
-        (storage, reading, direction, degree): pattern(storage, reading, direction, degree)
+        (storage, access, direction, degree): pattern(storage, access, direction, degree)
         for storage in STORAGES
-        for reading in READINGS
+        for access in ACCESSES
         for direction in DIRECTIONS
         for degree in DEGREES
     }
@@ -85,7 +85,7 @@ def test_table(hot, capsys):
     with capsys.disabled():
         print("\nmain loops on sm_90: instructions an element, of these by kind; widths in bytes; KiB in flight an SM")
         print(f"{'':29}{'all':>7}{''.join(f'{kind:>9}' for kind in kinds)}   loads    stores   registers  KiB")
-        for (storage, reading, direction, degree), kernel in hot.items():
+        for (storage, access, direction, degree), kernel in hot.items():
             elements = kernel.loaded / STORAGES[storage][1] / DIRECTIONS[direction][1]
             counts = "".join(f"{kernel.counts[kind] / elements:9.1f}" for kind in kinds)
             loads, stores = (
@@ -93,17 +93,17 @@ def test_table(hot, capsys):
                 for widths in (kernel.loads, kernel.stores)
             )
             print(
-                f"{storage:5}{reading:8}{direction:9} {degree:2}    {len(kernel.body) / elements:7.1f}{counts}"
+                f"{storage:5}{access:8}{direction:9} {degree:2}    {len(kernel.body) / elements:7.1f}{counts}"
                 f"   {loads:8} {stores:8} {kernel.registers:9} {kernel.in_flight / 1024:4.0f}"
             )
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("access", ACCESSES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_limits(storage, reading, direction, hot):
-    kernel = hot[storage, reading, direction, 8]
-    found = faults(kernel, STORAGES[storage][1], DIRECTIONS[direction][1], MOST_INSTRUCTIONS[reading, direction])
+def test_limits(storage, access, direction, hot):
+    kernel = hot[storage, access, direction, 8]
+    found = faults(kernel, STORAGES[storage][1], DIRECTIONS[direction][1], MOST_INSTRUCTIONS[access, direction])
     assert not found, "; ".join(found)
 
 

@@ -74,7 +74,7 @@ auto dispatch_access(Access access, const F& f) {
 
 // Calls run(kernel) with what choose(range, family) finds for a degree: a kernel for items of several elements, if they
 // fit, or for single elements. False where there is none.
-template <typename Kernels, typename Choose, typename Run>
+template <typename Lists, typename Choose, typename Run>
 bool dispatch_kernel(int degree, bool has_edges, const Choose& choose, const Run& run) {
   bool done = false;
   const auto attempt = [&](auto degrees, auto family) {
@@ -86,11 +86,11 @@ bool dispatch_kernel(int degree, bool has_edges, const Choose& choose, const Run
     });
   };
   if (has_edges) {
-    attempt(typename Kernels::edged{}, std::integral_constant<Family, Family::edged>{});
+    attempt(typename Lists::edged{}, std::integral_constant<Family, Family::edged>{});
   } else {
-    attempt(typename Kernels::wide{}, std::integral_constant<Family, Family::wide>{});
+    attempt(typename Lists::wide{}, std::integral_constant<Family, Family::wide>{});
   }
-  attempt(typename Kernels::single{}, std::integral_constant<Family, Family::single>{});
+  attempt(typename Lists::single{}, std::integral_constant<Family, Family::single>{});
   return done;
 }
 

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(max_threads, 8 / sizeof(T))
     const T* const factors = t.statistics.factors + part.group * coeff_slots(pass, s.degree);
     for (int turn = 0; turn < part.turns; ++turn) {
       const P dx = gradient_of<pass, AnyDegree>(s, table, part.read(s.x, turn), part.read(s.grad_output, turn),
-                                                [&](int r) { return P::of(factors[r]); });
+                                                [&](int slot) { return P::of(factors[slot]); });
       part.write(turn, dx);
     }
   } else {

@@ -51,9 +51,11 @@ inline constexpr bool has_scaling = !std::is_same_v<T, double>;
 template <typename T>
 SLAF_INLINE T power_of_two_for(double size, int exponent) {
   if (!has_scaling<T>) return T(1);
-  constexpr int most = 120, bias = 1023;
+  constexpr int max_power = 120, bias = 1023;
   const int power_of_size = size > 0 ? static_cast<int>(__builtin_bit_cast(uint64_t, size) >> 52) - bias : 0;
-  const int power = -exponent - power_of_size, held = power < -most ? -most : power > most ? most : power;
+  const int power = -exponent - power_of_size, held = power < -max_power  ? -max_power
+                                                      : power > max_power ? max_power
+                                                                          : power;
   return static_cast<T>(__builtin_bit_cast(double, static_cast<uint64_t>(held + bias) << 52));
 }
 
@@ -187,39 +189,40 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
       block.reduce(size, K, [&](int k, int local, T t) { block.shared[local * block.pitch + K + k] = t; });
     }
   }
-  block.for_coeffs([&](T* coeffs, int r, int local_group) {
+  block.for_coeffs([&](T* coeffs, int slot, int local_group) {
     const int64_t group = block.group + local_group;
-    const int k = r % K;
-    T& t = coeffs[r];
+    const int k = slot % K;
+    T& t = coeffs[slot];
     if constexpr (pass == Pass::normalized_gradient) {
-      t = args.statistics.factors[group * slots + r];
+      t = args.statistics.factors[group * slots + slot];
     } else if (k == 0) {
       // No shift, and the scaling 1; or the number of elements of a sample.
-      if constexpr (pass == Pass::centered_gradient) t = r == 0 ? T(0) : T(1);
+      if constexpr (pass == Pass::centered_gradient) t = slot == 0 ? T(0) : T(1);
     } else if constexpr (pass == Pass::centered_gradient) {
       const int64_t i = group * s.degree + k - 1;
-      t = r < K
+      t = slot < K
               ? shift_of<T>(args.statistics.moments.mean[i], args.inverse_scales[k])
               : scaling_of<T>(args.statistics.moments.variance[i], args.statistics.moments.eps, args.inverse_scales[k]);
     } else {
       t = coeffs[0] > 0 ? t / coeffs[0] : T(0);
-      if (r >= K) t = power_of_two_for<T>(has_scaling<T> ? t : T(0), sample_exponent);
-      store(2 * K + r, static_cast<int>(coeffs - block.shared) / block.pitch, t);
+      if (slot >= K) t = power_of_two_for<T>(has_scaling<T> ? t : T(0), sample_exponent);
+      store(2 * K + slot, static_cast<int>(coeffs - block.shared) / block.pitch, t);
     }
   });
 
   if constexpr (pass == Pass::normalized_gradient) {
     const auto f = [&](const auto& x, const auto& grad_output, bool) {
       using P = std::decay_t<decltype(x)>;
-      return gradient_of<pass, Range>(s, table, x, grad_output, [&](int r) { return block.template coeff<P>(r); });
+      return gradient_of<pass, Range>(s, table, x, grad_output,
+                                      [&](int slot) { return block.template coeff<P>(slot); });
     };
     for (; elements.has_items(); elements.next()) elements.map(true, f);
     elements.map_remainder(true, f);
   } else {
     if constexpr (pass == Pass::moments) {
-      // z_k = psi_k unit_k + this, one instruction. A sample's shift times its scaling is small.
-      block.for_coeffs([&](T* coeffs, int r, int) {
-        if (r > 0 && r < K) coeffs[r] *= -coeffs[K + r];
+      // z_k = psi_k scaling_k + this is one instruction, and a sample's shift times its scaling is small.
+      block.for_coeffs([&](T* coeffs, int k, int) {
+        if (k > 0 && k < K) coeffs[k] *= -coeffs[K + k];
       });
     }
     Lanes sums[highest + 1] = {};

@@ -83,10 +83,10 @@ Partials<T> run_long_pass(const Problem& p, const Recurrence& r, const Statistic
   return s.partials;
 }
 
-template <Pass pass, typename S, typename Kernels, typename Device, typename T = compute_t<S>>
+template <Pass pass, typename S, typename Lists, typename Device, typename T = compute_t<S>>
 Partials<T> run_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
   Partials<T> partials{};
-  const bool done = dispatch_kernel<Kernels>(
+  const bool done = dispatch_kernel<Lists>(
       p.degree(), false,
       [&](auto range, auto family) { return normalized_kernel<pass, decltype(range), family.value, S>(p, r.kind); },
       [&](const auto& kernel) { partials = run_tabled_pass<pass>(p, r, statistics, kernel, device); });
@@ -97,25 +97,25 @@ Partials<T> run_pass(const Problem& p, const Recurrence& r, const Statistics<T>&
 }
 
 // The mean and the variance of phi_1, phi_2, ... over each group of x, which has elements.
-template <typename S, typename Kernels = NormalizedDegrees, typename Device>
+template <typename S, typename Lists = NormalizedDegrees, typename Device>
 void launch_moments(const Problem& p, double* mean, double* variance, Device& device) {
   using T = compute_t<S>;
   if (p.degree() == 0) return;
   const Recurrence r = prepare(p.rows);
-  const Partials<T> partials = run_pass<Pass::moments, S, Kernels>(p, r, Statistics<T>{}, device);
+  const Partials<T> partials = run_pass<Pass::moments, S, Lists>(p, r, Statistics<T>{}, device);
   FinishMoments<T> finish{partials, {}, p.degree(), p.members(), mean, variance, nullptr, {}};
   launch_reducer(finish_moments<T>, finish, r.scale, p.layout.groups, p.degree(), device);
 }
 
 // grad_coeffs, and the gradient in x unless p.out is null.
-template <typename S, typename Kernels = NormalizedDegrees, typename Device>
+template <typename S, typename Lists = NormalizedDegrees, typename Device>
 void launch_normalized_backward(const Problem& p, const Moments& moments, Device& device) {
   using T = compute_t<S>;
   const Recurrence r = prepare(p.rows);
   Problem sums = p;
   sums.out = nullptr;
   const Partials<T> partials =
-      run_pass<Pass::centered_gradient, S, Kernels>(sums, r, Statistics<T>{moments, nullptr}, device);
+      run_pass<Pass::centered_gradient, S, Lists>(sums, r, Statistics<T>{moments, nullptr}, device);
   T* factors = nullptr;
   if (p.out != nullptr) {
     const int slots = coeff_slots(Pass::normalized_gradient, p.degree());
@@ -125,7 +125,7 @@ void launch_normalized_backward(const Problem& p, const Moments& moments, Device
                            p.coeffs_type, factors, nullptr,    {}};
   launch_reducer(finish_gradient<T>, finish, r.scale, p.layout.groups, p.degree() + 1, device);
   if (p.out == nullptr) return;
-  run_pass<Pass::normalized_gradient, S, Kernels>(p, r, Statistics<T>{{}, factors}, device);
+  run_pass<Pass::normalized_gradient, S, Lists>(p, r, Statistics<T>{{}, factors}, device);
 }
 
 }  // namespace slaf_ext::cuda

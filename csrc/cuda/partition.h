@@ -48,12 +48,12 @@ struct Partition {
   int64_t blocks() const { return int64_t{column_blocks} * splits; }
 };
 
-// What a kernel asks of its partition.
+// What a kernel needs of its partition.
 struct Requirements {
   Access access;
   int width;        // elements of an item
   int unroll;       // items that a thread reads at once
-  int64_t blocks;   // wanted
+  int64_t blocks;   // wanted, about
   int threads;      // of a block, at most
   int max_turns;    // times that a thread reads
   int coeff_bytes;  // of a column, in shared memory
@@ -62,7 +62,7 @@ struct Requirements {
 
 constexpr int64_t offset_limit = int64_t{1} << 31;  // of an item, from the first of its block
 constexpr int64_t column_bytes = 16 * 1024;         // of shared memory that the coefficients of columns may fill
-constexpr int64_t sector_items = 4;                 // items of columns that memory moves batch
+constexpr int64_t sector_items = 4;                 // items of columns that memory moves at once
 
 // `items` rounded up to whole turns of `threads` or, where they are less than a turn, to whole reads of all threads.
 inline int64_t whole_turns(int64_t items, int64_t threads, int unroll) {
@@ -70,26 +70,26 @@ inline int64_t whole_turns(int64_t items, int64_t threads, int unroll) {
   return round_up(std::max<int64_t>(items, 1), items > step ? step : threads);
 }
 
-inline Partition partition_runs(const Layout& layout, const Requirements& d) {
+inline Partition partition_runs(const Layout& layout, const Requirements& need) {
   Partition p{};
   p.columns = layout.groups;
   p.column_blocks = static_cast<uint32_t>(layout.groups);
   p.inner = 1;
   p.outer = layout.outer;
-  p.length = layout.inner / d.width;
+  p.length = layout.inner / need.width;
   if (layout.groups == 1) {  // all runs are one
-    p.remainder = static_cast<int>(layout.outer * layout.inner % d.width);
-    p.length = layout.outer * layout.inner / d.width;
+    p.remainder = static_cast<int>(layout.outer * layout.inner % need.width);
+    p.length = layout.outer * layout.inner / need.width;
     p.outer = 1;
   }
   const int64_t items = p.outer * p.length;
-  p.threads = static_cast<int>(std::clamp<int64_t>(round_up(items, 32), 32, d.threads));
-  const int64_t step = int64_t{p.threads} * d.unroll, most = d.max_turns * step;
-  const int64_t splits = std::max<int64_t>(1, d.blocks / layout.groups);
-  int64_t share = std::min(whole_turns(ceil_div(items, splits), p.threads, d.unroll), most);
-  if (p.length >= 2 * share || p.length > most) {  // a run has several blocks
+  p.threads = static_cast<int>(std::clamp<int64_t>(round_up(items, 32), 32, need.threads));
+  const int64_t step = int64_t{p.threads} * need.unroll, max_share = need.max_turns * step;
+  const int64_t splits = std::max<int64_t>(1, need.blocks / layout.groups);
+  int64_t share = std::min(whole_turns(ceil_div(items, splits), p.threads, need.unroll), max_share);
+  if (p.length >= 2 * share || p.length > max_share) {  // a run has several blocks
     p.runs = 1;
-    share = whole_turns(ceil_div(p.length, ceil_div(p.length, share)), p.threads, d.unroll);
+    share = whole_turns(ceil_div(p.length, ceil_div(p.length, share)), p.threads, need.unroll);
     p.run_splits = static_cast<uint32_t>(ceil_div(p.length, share));
     p.run = Divisor(offset_limit);
   } else {  // a block has whole runs
@@ -105,34 +105,36 @@ inline Partition partition_runs(const Layout& layout, const Requirements& d) {
   return p;
 }
 
-inline Partition partition_columns(const Layout& layout, const Requirements& d) {
+inline Partition partition_columns(const Layout& layout, const Requirements& need) {
   Partition p{};
   p.columns = layout.groups * layout.inner;
   p.inner = layout.inner;
   p.length = layout.outer;
   p.outer = p.runs = 1;
-  p.pitch = p.columns / d.width;
+  p.pitch = p.columns / need.width;
   // Neighbouring columns share sectors of memory, but more than 64 threads across would only take from those down.
-  const int64_t fitting = std::max<int64_t>(column_bytes / (d.coeff_bytes * d.width), 1);
-  const int64_t widest = std::min({std::max<int64_t>(64, d.threads / p.length), fitting, int64_t{d.threads}, p.pitch});
+  const int64_t fitting = std::max<int64_t>(column_bytes / (need.coeff_bytes * need.width), 1);
+  const int64_t widest =
+      std::min({std::max<int64_t>(64, need.threads / p.length), fitting, int64_t{need.threads}, p.pitch});
   const int64_t threads_across = ceil_div(p.pitch, ceil_div(p.pitch, widest));
   p.threads_across = static_cast<uint32_t>(std::min(round_up(threads_across, sector_items), widest));
-  p.threads_down = static_cast<uint32_t>(std::min(d.threads / p.threads_across, static_cast<uint32_t>(p.length)));
+  p.threads_down = static_cast<uint32_t>(std::min(need.threads / p.threads_across, static_cast<uint32_t>(p.length)));
   p.threads = static_cast<int>(p.threads_across * p.threads_down);
   p.column_blocks = static_cast<uint32_t>(ceil_div(p.pitch, p.threads_across));
-  int64_t splits = std::max<int64_t>(1, d.blocks / p.column_blocks);
+  int64_t splits = std::max<int64_t>(1, need.blocks / p.column_blocks);
   // Partial sums must stay few beside the elements that they are sums of.
-  if (d.sum_slots > 0) splits = std::min(splits, std::max<int64_t>(1, p.length / (8 * d.sum_slots)));
-  const int64_t step = int64_t{p.threads_down} * d.unroll;
-  const int64_t share = std::min(whole_turns(ceil_div(p.length, splits), p.threads_down, d.unroll), d.max_turns * step);
+  if (need.sum_slots > 0) splits = std::min(splits, std::max<int64_t>(1, p.length / (8 * need.sum_slots)));
+  const int64_t step = int64_t{p.threads_down} * need.unroll;
+  const int64_t share =
+      std::min(whole_turns(ceil_div(p.length, splits), p.threads_down, need.unroll), need.max_turns * step);
   p.share = static_cast<uint32_t>(std::clamp<int64_t>(offset_limit / p.pitch, 1, share));
   p.splits = p.run_splits = static_cast<uint32_t>(ceil_div(p.length, p.share));
   return p;
 }
 
 // The partition of a layout that holds elements.
-inline Partition partition(const Layout& layout, const Requirements& d) {
-  Partition p = d.access == Access::runs ? partition_runs(layout, d) : partition_columns(layout, d);
+inline Partition partition(const Layout& layout, const Requirements& need) {
+  Partition p = need.access == Access::runs ? partition_runs(layout, need) : partition_columns(layout, need);
   p.by_column_blocks = Divisor(p.column_blocks);
   p.by_run_splits = Divisor(p.run_splits);
   p.by_inner = Divisor(p.inner);

@@ -58,11 +58,11 @@ __device__ __forceinline__ void reduce_columns(const Pack<T, width> (&sums)[coun
     const int left = used - first, ready = left < batch ? left : batch;
 #pragma unroll 1
     for (int i = thread; i < ready * columns; i += threads) {
-      const int row = i / columns, local = i % columns;
+      const int sum = i / columns, local = i % columns;
       double total = 0;
 #pragma unroll 1
-      for (int t = 0; t < threads; t += threads_across) total += workspace[(row * threads + t) * width + local];
-      sink(first + row, local, static_cast<T>(total));
+      for (int t = 0; t < threads; t += threads_across) total += workspace[(sum * threads + t) * width + local];
+      sink(first + sum, local, static_cast<T>(total));
     }
     __syncthreads();
   }

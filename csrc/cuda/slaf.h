@@ -122,14 +122,14 @@ void run_long(const Problem& p, const Recurrence& r, Device& device) {
 }
 
 // y, or with is_backward one or both of the gradients, for storage type S.
-template <bool is_backward, typename S, typename Kernels = PlainDegrees<S>, typename Device>
+template <bool is_backward, typename S, typename Lists = PlainDegrees<S>, typename Device>
 void launch_plain(const Problem& p, Device& device) {
   const Recurrence r = prepare(p.rows);
   if (p.layout.numel() == 0) {
     if (p.grad_coeffs != nullptr) launch_reduce<float>(p, r, {nullptr, 0, p.layout.groups, 0}, device);
     return;
   }
-  const bool done = dispatch_kernel<Kernels>(
+  const bool done = dispatch_kernel<Lists>(
       p.degree(), p.outside != Outside::extrapolate,
       [&](auto range, auto family) { return tabled_kernel<decltype(range), family.value, is_backward, S>(p, r.kind); },
       [&](const auto& kernel) { run_tabled<is_backward>(p, r, kernel, device); });
@@ -137,10 +137,10 @@ void launch_plain(const Problem& p, Device& device) {
 }
 
 // The gradients. Where D would cost digits, phi_k' is walked in a sweep of its own, and what is left are the sums.
-template <typename S, typename Kernels = PlainDegrees<S>, typename Device>
+template <typename S, typename Lists = PlainDegrees<S>, typename Device>
 void launch_backward(const Problem& p, Device& device) {
   using T = compute_t<S>;
-  if (p.out == nullptr || !p.D.empty() || p.layout.numel() == 0) return launch_plain<true, S, Kernels>(p, device);
+  if (p.out == nullptr || !p.D.empty() || p.layout.numel() == 0) return launch_plain<true, S, Lists>(p, device);
   const Recurrence r = prepare(p.rows);
   const LongTables<T> t = long_tables<T>(p, r, Walk::general, true, p.degree() + 1, r.scale, device);
   dispatch_access(access_of(p.layout), [&](auto access) {
@@ -151,7 +151,7 @@ void launch_backward(const Problem& p, Device& device) {
   if (p.grad_coeffs == nullptr) return;
   Problem sums = p;
   sums.out = nullptr;
-  launch_plain<true, S, Kernels>(sums, device);
+  launch_plain<true, S, Lists>(sums, device);
 }
 
 }  // namespace slaf_ext::cuda
