@@ -151,6 +151,7 @@ inline std::vector<double> value_weights(const std::vector<Row>& rows, const Rec
 inline std::vector<double> slope_weights(const std::vector<double>& D, const Recurrence& r) {
   std::vector<double> weights;
   const size_t K = r.scale.size();
+  weights.reserve(D.size() / 2);
   for (size_t k = 1; k < K && !D.empty(); ++k) {
     for (size_t j = 0; j < k; ++j) weights.push_back(D[k * K + j] * r.scale[j]);
   }

@@ -14,8 +14,8 @@ namespace slaf_ext::cpu {
 
 // Coefficients or sums in float64, slot by slot: those of all groups are consecutive, and are computed as vectors.
 struct Table {
-  static constexpr int lanes = 8;
-  using V = Vector<double, lanes * sizeof(double)>;
+  static constexpr int lanes = 16;
+  using Lanes = Pack<double, 16, lanes / 2>;  // this code has no other instruction set than the baseline
 
   Table(int64_t slots, int64_t groups) : slots(slots), groups(groups), stride(groups + lanes), values(slots * stride) {}
   double* operator[](int64_t slot) { return &values[slot * stride]; }
@@ -25,9 +25,10 @@ struct Table {
   template <typename F>
   Table map(int64_t new_slots, const F& f) const {
     Table to(new_slots, groups);
+    const auto length = Constant<2>{};
     for (int64_t g = 0; g < groups; g += lanes) {
-      const auto from = [&](int slot) { return load<sizeof(V)>((*this)[slot] + g); };
-      for (int slot = 0; slot < new_slots; ++slot) store<sizeof(V)>(to[slot] + g, f(slot, from));
+      const auto from = [&](int slot) __attribute__((always_inline)) { return Lanes::read((*this)[slot] + g, length); };
+      for (int slot = 0; slot < new_slots; ++slot) f(slot, from).write(to[slot] + g, length);
     }
     return to;
   }

@@ -114,6 +114,8 @@ struct Pack<T, bytes, count, std::integer_sequence<int, u...>> {
   SLAF_INLINE friend Pack operator*(const Pack& p, const Pack& q) { return {{(p.v[u] * q.v[u])...}}; }
   SLAF_INLINE friend Pack operator*(const Pack& p, const V& t) { return {{(p.v[u] * t)...}}; }
   SLAF_INLINE friend Pack operator*(const Pack& p, T t) { return p * (t - V{}); }
+  SLAF_INLINE friend Pack operator*(T t, const Pack& p) { return p * t; }
+  SLAF_INLINE Pack& operator+=(const Pack& p) { return *this = *this + p; }
   SLAF_INLINE friend Pack operator+(const Pack& p, const Pack& q) { return {{(p.v[u] + q.v[u])...}}; }
   SLAF_INLINE friend Pack operator+(const Pack& p, const V& t) { return {{(p.v[u] + t)...}}; }
   SLAF_INLINE friend Pack operator+(const Pack& p, T t) { return p + (t - V{}); }
