@@ -1,4 +1,4 @@
-// Vectors of numbers, in GCC's and Clang's own vector types: one text for SSE, AVX2, AVX-512 and NEON.
+// GCC's and Clang's vector types: one source for SSE, AVX2, AVX-512 and NEON.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace slaf_ext::cpu {
 template <typename T, int bytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(bytes)));
-  // The same in memory, at any address that suits one number.
+  // The same in memory, at any address aligned for one element.
   typedef T anywhere __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
 };
 template <typename T, int bytes>
@@ -69,8 +69,8 @@ SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
   }
 }
 
-// Of 2 W bfloat16 in a row, the W at even or at odd places: no number changes its lane, as it must where they are read
-// or written in order.
+// Of 2 W consecutive bfloat16, the W at even or at odd places. No element changes its lane, which reading or writing in
+// order would need.
 template <int bytes, bool odd>
 SLAF_INLINE Vector<float, bytes> load_every_other(const BFloat16* from) {
   using U = Vector<uint32_t, bytes>;
@@ -100,8 +100,8 @@ struct Pack<T, bytes, count, std::integer_sequence<int, u...>> {
 
   SLAF_INLINE static Pack filled(const V& t) { return {{((void)u, t)...}}; }
   SLAF_INLINE static Pack filled(T t) { return filled(t - V{}); }  // t + 0 would not be t for -0
-  // Vectors `stride` numbers apart. A constant stride tells that they lie in a row and that all lanes are treated
-  // alike, so that numbers may be in any lane as long as all are read and written in the same order.
+  // Vectors `stride` elements apart. A constant stride says that they are consecutive and that all lanes are treated
+  // alike, so that an element may be in any lane if all are read and written in the same order.
   template <typename S, typename Stride>
   SLAF_INLINE static Pack read(const S* from, Stride stride) {
     return {{read_one<u>(from, stride)...}};
