@@ -125,7 +125,9 @@ def test_interpolation_is_numpys():
 
 
 @pytest.mark.parametrize(
-    "fn", [np.sin, torch.sin, lambda x: np.sin(x), lambda x: x.sin(), torch.nn.Sequential(), math.sin, "sin"], ids=repr
+    "fn",
+    [np.sin, torch.sin, lambda x: np.sin(x), lambda x: x.sin(), torch.nn.Sequential(), math.sin, "sin"],
+    ids=["numpy", "torch", "lambda of numpy", "lambda of torch", "module", "math", "name"],
 )
 def test_a_callable_of_arrays_or_tensors(fn):
     found = fit(fn, 15, domain=(-2, 2))
