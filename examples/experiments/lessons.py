@@ -19,7 +19,7 @@ from matplotlib import pyplot
 from torch import Tensor, nn
 
 from slaf_ext import SLAF, convert
-from slaf_ext.training import RangeWatch, Recipe, range_penalty, recipe
+from slaf_ext.training import RangeWatch, Recipe, range_penalty, recipe, slafs
 
 from .tasks import SMALL, Task, digits, split
 from .train import Choice, fit, network, rivals_optimizer, train
@@ -192,13 +192,12 @@ def largest_input(model: nn.Module, x: Tensor) -> float:
     seen: list[float] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max().item()))
-        for module in model.modules()
-        if isinstance(module, SLAF)
+        for module in slafs(model)
     ]
     model.eval()(x)
     for hook in hooks:
         hook.remove()
-    return max(seen, default=math.nan)
+    return max(seen)
 
 
 def polynomial_networks(task: Watched, seed: int) -> dict[str, tuple[nn.Module, float]]:
@@ -226,9 +225,10 @@ def encrypted(seeds: int) -> str:
     task = digits_task("encrypted")
     runs = [polynomial_networks(task, seed) for seed in range(seeds)]
     lines = ["| network | test error | largest input of a polynomial |", "|---|--:|--:|"]
+    tests = [split(task.data, seed)[2][0] for seed in range(seeds)]
     for name in runs[0]:
-        ranges = [largest_input(run[name][0], split(task.data, seed)[2][0]) for seed, run in enumerate(runs)]
-        largest = "" if name == "ReLU" else summary(ranges)
+        models = [run[name][0] for run in runs] if name != "ReLU" else []
+        largest = summary([largest_input(*pair) for pair in zip(models, tests, strict=True)]) if models else ""
         lines.append(f"| {name} | {summary([run[name][1] for run in runs])} | {largest} |")
     return "\n".join([*lines, "", f"The encrypted recipe, of degree 2, on digits: percent, {seeds} seeds."])
 
@@ -261,16 +261,16 @@ def learned(out: Path) -> None:
         model, _ = train(task, "default", Choice(task.recipe.lr), 0)
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     seen = task.data[0]
-    slafs = [layer for layer in model if isinstance(layer, SLAF)]
+    places = iter(zip(axes, (1, 2), strict=True))
     for layer in model:
         if isinstance(layer, SLAF):
-            ax = axes[slafs.index(layer)]
+            ax, number = next(places)
             x = torch.linspace(-5, 5, 400).unsqueeze(1)
             ax.hist(seen.flatten(), 80, (-5, 5), color="0.88", weights=torch.full((seen.numel(),), 40 / seen.numel()))
             for curve in layer(x.expand(-1, layer.num_groups)).T[::3]:
                 ax.plot(x, curve, linewidth=1.4)
             ax.plot(x, SLAF(5)(x), color="black", linestyle="--", label="start: GELU")
-            ax.set(title=f"layer {slafs.index(layer) + 1}", xlabel="x", ylabel="f(x)", xlim=(-5, 5), ylim=(-5, 7))
+            ax.set(title=f"layer {number}", xlabel="x", ylabel="f(x)", xlim=(-5, 5), ylim=(-5, 7))
             ax.grid(alpha=0.3)
         seen = layer(seen)
     axes[0].legend()
