@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from tqdm import tqdm
@@ -23,7 +21,7 @@ KINDS = {"times": measure.times, "memory": memory.unit_records, "network": netwo
 PROGRESS = "{desc} {percentage:3.0f}%|{bar}| {elapsed} spent, about {remaining} left"
 EXAMPLES = """examples:
   python -m benchmarks run degrees --variant fused relu --degree 3 8
-  python -m benchmarks run --resume
+  python -m benchmarks run full
   python -m benchmarks report benchmarks/results/cpu-full.jsonl
   python -m benchmarks compare before.jsonl after.jsonl
 
@@ -46,8 +44,8 @@ FILTERS = {
     "degree": (int, None),
     "sharing": (str, cases.SHARINGS),
     "layout": (str, cases.LAYOUTS),
-    "size": (int, None),
-    "pass": (str, cases.PASSES),
+    "numel": (int, None),
+    "passes": (str, cases.PASSES),
     "variant": (str, variants.names()),
 }
 
@@ -68,17 +66,14 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(f"--{name}", nargs="+", type=kind, choices=choices, metavar="VALUE", help=text)
     made.add_argument("--profile", action="store_true", help="call each variant once, for a profiler; keep nothing")
     made.add_argument("--output", type=Path, metavar="FILE", help="default: a new file in benchmarks/results/local")
-    made.add_argument("--resume", type=Path, nargs="?", const=Path(), metavar="FILE",
-                      help="continue that run, or the newest; the file holds its preset and filters")  # fmt: skip
 
     commands.add_parser("list", help="the presets, variants and bases").set_defaults(do=list_all)
 
     made = commands.add_parser("report", help="tables and figures from raw results")
     made.set_defaults(do=report_files)
     made.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files that run wrote")
-    made.add_argument("--figures", type=Path, metavar="FOLDER", help="where to draw the figures, as PNG")
-    made.add_argument("--readme", type=Path, metavar="FILE", help="rewrite FILE between its benchmark markers")
-    made.add_argument("--details", type=Path, metavar="FILE", help="with --readme: write every table to FILE")
+    made.add_argument("--publish", action="store_true",
+                      help="write the block of README.md, REPORT.md and the figures of this repository")  # fmt: skip
 
     made = commands.add_parser("compare", help="what became slower or larger between two runs")
     made.set_defaults(do=compare_two)
@@ -104,65 +99,49 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def run(options: argparse.Namespace) -> int | None:
-    if options.resume is not None:
-        path, units = resume(options)
-    else:
-        preset = options.preset or "quick"
-        wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
-        units = cases.select(preset, options.device, wanted)
-        if not units:
-            raise results.ResultsError(f"{preset} has nothing with {wanted}; see: python -m benchmarks list")
-        device = usable_device(units[0].entries[0].case.device)
-        if options.profile:
-            return measure.run_once(units)
-        path = options.output or results.LOCAL / f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
-        if not path.suffix:
-            raise results.ResultsError(f"{path} has no suffix, and its figures need a folder of that name; add .jsonl")
-        results.start(path, environment.facts(device), {"preset": preset, "device": device, "wanted": wanted})
-    completed = measure_all(units, path)
+def run(options: argparse.Namespace) -> int:
+    preset = options.preset or "quick"
+    wanted = {name: values for name in FILTERS if (values := getattr(options, name))}
+    units = cases.select(preset, options.device, wanted)
+    if not units:
+        raise results.ResultsError(f"{preset} has nothing with {wanted}; see: python -m benchmarks list")
+    device = usable_device(units[0].entries[0].case.device)
+    if options.profile:
+        measure.run_once(units)
+        return 0
+    path = options.output or results.LOCAL / f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    if not path.suffix:
+        raise results.ResultsError(f"{path} has no suffix, and its figures need a folder of that name; add .jsonl")
+    results.start(path, environment.facts(device), {"preset": preset, "device": device, "wanted": wanted})
+    status = measure_all(units, path)
     print(f"raw results  {path}")
     try:
         from . import figures, report
     except ModuleNotFoundError as missing:  # measuring needs neither pandas nor matplotlib
         print(f"no tables    {missing.name} is not installed; elsewhere: python -m benchmarks report {path}")
-        return None if completed else 130
+        return status
     found = [results.load(path)]
     print(report.text(found), "\n")
     for picture in figures.draw_all(found, path.with_suffix("")):
         print(f"figure       {picture}")
-    if not completed:
-        print(f"Interrupted. Continue with: python -m benchmarks run --resume {path}")
-    return None if completed else 130
+    return status
 
 
-def resume(options: argparse.Namespace) -> tuple[Path, list[cases.Unit]]:
-    """The file to continue, and the units that it lacks."""
-    given = [name for name in ("preset", "device", *FILTERS, "output") if getattr(options, name)]
-    if given:
-        parser().error(f"--resume takes {' and '.join(given)} from its file; leave that out, or start a new run")
-    begun = load(options.resume if options.resume != Path() else results.newest())
-    device = usable_device(begun.request["device"])
-    results.check_same_environment(begun, environment.facts(device))
-    units = cases.select(begun.request["preset"], device, begun.request["wanted"])
-    return begun.path, [unit for unit in units if (unit.suite, unit.kind, unit.entries) not in begun.done]
-
-
-def measure_all(units: list[cases.Unit], path: Path) -> bool:
-    """Measures the units and appends each to the file when it is done; False if interrupted."""
+def measure_all(units: list[cases.Unit], path: Path) -> int:
+    """Measures the units and appends each to the file when it is done; the exit status."""
     total = sum(unit.expected_seconds for unit in units)
-    with contextlib.suppress(KeyboardInterrupt), tqdm(total=total, bar_format=PROGRESS, dynamic_ncols=True) as progress:
+    with tqdm(total=total, bar_format=PROGRESS, dynamic_ncols=True) as progress:
         for unit in units:
-            start, before = perf_counter(), progress.n
-
-            def tick(what: str, unit: cases.Unit = unit, start: float = start, before: float = before) -> None:
-                progress.set_description_str(f"{unit.suite}: {what}"[:32].ljust(32), refresh=False)
-                progress.update(before + min(unit.expected_seconds, perf_counter() - start) - progress.n)
-
-            results.append(path, unit, KINDS[unit.kind](unit, tick))
-            progress.update(before + unit.expected_seconds - progress.n)
-        return True
-    return False
+            try:
+                records = KINDS[unit.kind](
+                    unit, lambda what, suite=unit.suite: progress.set_description_str(f"{suite}: {what}"[:32].ljust(32))
+                )
+            except KeyboardInterrupt:
+                print("Interrupted. To complete it, run the missing presets and give report all the files.")
+                return 130
+            results.append(path, unit, records)
+            progress.update(unit.expected_seconds)
+    return 0
 
 
 def list_all(options: argparse.Namespace) -> None:
@@ -177,30 +156,16 @@ def list_all(options: argparse.Namespace) -> None:
 
 
 def report_files(options: argparse.Namespace) -> None:
-    from . import figures, report
+    from . import report
 
-    found = [load(path) for path in options.results]
-    if options.readme is None:
-        print(report.text(found))
-    else:
-        report.write(options.readme, found, options.figures, options.details)
-        print(f"{options.readme} rewritten between the markers")
-    for picture in figures.draw_all(found, options.figures) if options.figures else ():
-        print(f"figure       {picture}")
+    found = [results.load(path) for path in options.results]
+    report.publish(found) if options.publish else print(report.text(found))
 
 
 def compare_two(options: argparse.Namespace) -> None:
     from . import compare
 
-    print(compare.text(load(options.old), load(options.new)))
-
-
-def load(path: Path) -> results.Results:
-    """The results in a file; remarks on damaged lines go to stderr."""
-    found = results.load(path)
-    for remark in found.remarks:
-        print(remark, file=sys.stderr)
-    return found
+    print(compare.text(results.load(options.old), results.load(options.new)))
 
 
 if __name__ == "__main__":

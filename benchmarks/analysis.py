@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,8 @@ from .cases import COMPILED, NORMALIZING, PRODUCT_SIDE, ROOFS, Case, Entry
 from .results import Blocks, Results, row
 
 MINE = ("fused", "normalized")
-OVER = ("relu", "gelu", "prelu")  # yardsticks, which the package's time is divided by
-RIVALS = {"compiled": COMPILED, **{name: (name,) for name in ("horner", "clenshaw", "naive")}}
+OVER = ("relu", "gelu")  # yardsticks, which the package's time is divided by
+RIVALS = {"compiled": COMPILED, "eager": ("horner", "clenshaw"), "naive": ("naive",)}
 COSTS = ("fused", *(f"/{name}" for name in OVER), *RIVALS, "/roof")
 
 
@@ -109,13 +108,6 @@ def describe(case: Case) -> str:
     return ", ".join(part for name, part in parts(case).items() if (name, case.memory) != ("memory", "kept"))
 
 
-def distinguished(unit_list: list[pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The units by what tells their cases apart."""
-    found = [parts(unit.case.iloc[0]) for unit in unit_list]
-    names = [", ".join(v for k, v in own.items() if any(p[k] != v for p in found)) or own["degree"] for own in found]
-    return dict(zip(names, unit_list, strict=True))
-
-
 def where(case: Case) -> str:
     return case.device if case.on_gpu else f"{case.threads} thread{'s' * (case.threads > 1)}"
 
@@ -125,11 +117,11 @@ def label(unit: pd.DataFrame) -> str:
     first = unit.iloc[0]
     if first.network:
         return first.network
-    usual = parts(replace(Case(threads=2), device=first.device))
+    usual = parts(Case(threads=2) if first.device == "cpu" else Case(shape=(2**26,), device=first.device))
     own = parts(first.case)
     if (mine := pick(unit, *MINE)) is not None and mine.variant == NORMALIZING[0]:
         own["sharing"] = "normalised"
-    hidden = {"size"} if len(first.case.shape) > 1 else set()
+    hidden = {"size"} if len(first.case.shape) == 4 else set()  # all images have the same size
     shown = [v for k, v in own.items() if k == "degree" or (k not in hidden and v != usual[k])]
     return ", ".join(["a call"] * (first.suite == "calls") + shown)
 

@@ -7,6 +7,7 @@ elements on, the cost of a call from Python hardly matters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from . import cases
 from .analysis import RIVALS, pick, roof, units
-from .cases import NORMALIZING, PASSES
+from .cases import NORMALIZING
 from .results import Blocks
 
 FLAT, LARGE, IMAGE, ROWS = (2**20,), (2**24,), (32, 64, 56, 56), (4096, 768)
@@ -64,21 +65,12 @@ _CPU = (
     Bar("a call: fused / python function", "fused", "python function", "≤", 1.35, {}, ("calls",), group="GPU"),
 )  # fmt: skip
 
-# The share of a copy's bandwidth: forward and backward in fp32, and in 16 bits. The normalised form may take 1.15 and
-# 1.35 times as long as a copy of the bytes that it moves.
-_DENSE, _APART, _GENERAL = (0.96, 0.96, 0.94, 0.95), (0.93, 0.91, 0.86, 0.83), (0.95, 0.95, 0.90, 0.90)
-_STATISTICS, _DEGREE_16 = (1 / 1.15, 1 / 1.15, 1 / 1.35, 1 / 1.35), (0.95, 0.95, 0.76, 0.76)
-_SHARES = _DENSE, _DENSE, _APART, _APART, _GENERAL, _GENERAL, _STATISTICS, _STATISTICS
 
-
-def _floor() -> list[Bar]:
-    shares, found = dict(zip(cases.FLOOR, _SHARES, strict=True)), []
-    for name, entry in cases.floor():
+def _floor() -> Iterator[Bar]:
+    """The share of a copy's bandwidth that the GPU's kernels reach."""
+    for name, entry, share in cases.floor():
         where = {k: getattr(entry.case, k) for k in ("shape", "degree", "basis", "layout", "dtype", "passes")}
-        of = _DEGREE_16 if entry.case.degree == 16 else shares[name]
-        bound = of[2 * (entry.case.dtype != "fp32") + PASSES[1:].index(entry.case.passes)]
-        found.append(Bar(name, "roof", entry.variant, "≥", bound, where, ("gpu",), group="floor"))
-    return found
+        yield Bar(name, "roof", entry.variant, "≥", share, where, ("gpu",), group="floor")
 
 
 BARS = (*_CPU, *_floor())
@@ -90,28 +82,26 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     for bar in BARS:
         device = table[(table.device == "cpu") == (bar.group == "CPU")]
         found = (_value(bar, unit) for suite in bar.suites for unit in units(device, **KEPT | bar.where, suite=suite))
-        seconds, value = next((pair for pair in found if pair), (None, None))
-        if value is not None:
+        if value := next(filter(None, found), None):
             low, median, high = value.quartiles
             met = median >= bar.bound if bar.sense == "≥" else median <= bar.bound
-            kernel = {"degree": None, "dtype": None, "passes": None, **bar.where, "seconds": seconds}
+            kernel = {"degree": None, "dtype": None, "passes": None, **bar.where}
             quartiles = {"low": low, "median": median, "high": high}
             rows.append({**vars(bar), **kernel, **quartiles, "met": met, "disturbed": value.disturbed})
     return pd.DataFrame(rows, columns=None if rows else ["group"])
 
 
-def _value(bar: Bar, unit: pd.DataFrame) -> tuple[float, Blocks] | None:
-    """The time of `under`, and the ratio; None if the unit lacks a side."""
-    if bar.of == "blocks":
-        rows = {name: pick(unit, *RIVALS.get(name, (name,))) for name in (bar.over, bar.under) if name != "roof"}
-        if any(row is None for row in rows.values()):
-            return None
-        limit = roof(unit, next(iter(rows.values())).entry)
-        over, under = (limit if name == "roof" else rows[name].blocks for name in (bar.over, bar.under))
-        time = rows[bar.under]["median"] if bar.under in rows else np.nan
-        return None if over is None or under is None else (time, over.over(under))
+def _value(bar: Bar, unit: pd.DataFrame) -> Blocks | None:
+    """The ratio; None if the unit lacks a side."""
     case = unit.case.iloc[0]
-    inputs = float(case.nbytes + case.nbytes // case.numel * (case.degree + 1) * case.groups)
-    sizes = {**dict(zip(unit.variant, unit[bar.of], strict=True)), "inputs": inputs}
-    ratio = sizes.get(bar.over, np.nan) / sizes.get(bar.under, np.nan)
-    return None if np.isnan(ratio) else (np.nan, Blocks(np.full(3, ratio), np.full(3, True)))
+    if bar.of != "blocks":
+        inputs = float(case.nbytes + case.nbytes // case.numel * (case.degree + 1) * case.groups)
+        sizes = {**dict(zip(unit.variant, unit[bar.of], strict=True)), "inputs": inputs}
+        ratio = sizes.get(bar.over, np.nan) / sizes.get(bar.under, np.nan)
+        return None if np.isnan(ratio) else Blocks(np.full(3, ratio), np.full(3, True))
+    rows = {name: pick(unit, *RIVALS.get(name, (name,))) for name in (bar.over, bar.under) if name != "roof"}
+    if any(row is None for row in rows.values()):
+        return None
+    limit = roof(unit, next(iter(rows.values())).entry)
+    over, under = (limit if name == "roof" else rows[name].blocks for name in (bar.over, bar.under))
+    return over and under and over.over(under)

@@ -7,7 +7,6 @@ other function is compared with its definition in plain PyTorch in float64.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 
@@ -21,8 +20,8 @@ from . import variants
 from .cases import Case
 from .variants import Prepared
 
-# Errors, relative to the largest true value, beyond which a variant is refused. In fp32 up to 2e-5 was seen, from the
-# stacked form's sum over a million elements.
+# Errors, relative to the largest true value, beyond which a variant is refused. In fp32 up to 2e-5 was seen, in sums
+# over a million elements.
 LIMITS = {"fp64": 1e-12, "fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
 # Coefficients converted to powers of x cancel each other, so these forms lose digits as the degree grows.
 LIMITS_IN_POWERS = {**LIMITS, "fp64": 1e-8, "fp32": 1e-2}
@@ -62,35 +61,31 @@ def true_function(case: Case, prepared: Prepared, x: Tensor, grad_output: Tensor
 
 
 def true_polynomial(case: Case, prepared: Prepared, x: Tensor, grad_output: Tensor) -> dict[str, Tensor]:
-    """By chunks of the first dimension, or of the groups, whose statistics the normalised form needs whole."""
-    coeffs = variants.coefficients(case).to(x.device)
-    dim = case.dim if prepared.normalized else 0
-    step = max(1, (GPU_CHUNK if case.on_gpu else CHUNK) * x.shape[dim] // x.numel())
-    rows = coeffs.split(step) if prepared.normalized else itertools.repeat(coeffs)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a chunk is too small to share, and on a busy machine threads wait for each other
-    chunks = zip(rows, x.split(step, dim), grad_output.split(step, dim), strict=False)
-    parts = [_chunk(case, prepared, *chunk) for chunk in chunks]
-    torch.set_num_threads(threads)
-    joined = {name: torch.cat([part[name] for part in parts], dim) for name in ("y", "dx")}
-    dcoeffs = [part["dcoeffs"] for part in parts]
-    return {**joined, "dcoeffs": torch.cat(dcoeffs) if prepared.normalized else torch.stack(dcoeffs).sum(0)}
+    """By chunks of the first dimension; the normalised form, whose statistics need all of x, at once."""
+    coeffs = [variants.coefficients(case).to(x.device).requires_grad_()]
 
+    def polynomial(x: Tensor, a: Tensor, basis: Basis = case.recurrence) -> Tensor:
+        return reference.slaf(x, a, basis, dim=case.dim)
 
-def _chunk(case: Case, prepared: Prepared, coeffs: Tensor, x: Tensor, grad_output: Tensor) -> dict[str, Tensor]:
-    def function(x: Tensor, a: Tensor, basis: Basis = case.recurrence) -> Tensor:
-        if not prepared.normalized:
-            return reference.slaf(x, a, basis, dim=case.dim)
-        spec = reference.spec(a, basis, case.dim, None, "extrapolate")
+    def normalized(x: Tensor, a: Tensor) -> Tensor:
+        spec = reference.spec(a, case.recurrence, case.dim, None, "extrapolate")
         return reference.normalized(x, a, *spec, eps=variants.SLAF_EPS)[0]
 
-    coeffs = coeffs.requires_grad_()
-    found = _gradients(prepared, function, x, grad_output, [coeffs])
-    if prepared.basis.name != case.basis:
-        # The variant's coefficients multiply another basis, and so do their gradients, which do not depend on them.
-        own = functools.partial(function, basis=prepared.basis)
-        found["dcoeffs"] = _gradients(prepared, own, x, grad_output, [coeffs])["dcoeffs"]
-    return found
+    if prepared.normalized:
+        return _gradients(prepared, normalized, x, grad_output, coeffs)
+    # Coefficients of powers do not enter their gradients, which need the powers alone.
+    own = functools.partial(polynomial, basis=prepared.basis)
+    step = max(1, (GPU_CHUNK if case.on_gpu else CHUNK) * len(x) // x.numel())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a chunk is too small to share, and on a busy machine threads wait for each other
+    parts = []
+    for chunk in zip(x.split(step), grad_output.split(step), strict=True):
+        parts.append(_gradients(prepared, polynomial, *chunk, coeffs))
+        if prepared.basis.name != case.basis:
+            parts[-1]["dcoeffs"] = _gradients(prepared, own, *chunk, coeffs)["dcoeffs"]
+    torch.set_num_threads(threads)
+    y, dx, dcoeffs = ([part[name] for part in parts] for name in ("y", "dx", "dcoeffs"))
+    return {"y": torch.cat(y), "dx": torch.cat(dx), "dcoeffs": torch.stack(dcoeffs).sum(0)}
 
 
 def _gradients(

@@ -6,64 +6,30 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from .analysis import MINE, describe, duration, frame, mebibytes, pick, ratio, units
+from .analysis import MINE, frame, label, mebibytes, pick, ratio, units
 from .cases import NORMALIZING
-from .report import DISTURBED, markdown, paragraph
-from .results import Results
+from .report import DISTURBED, markdown
+from .results import Blocks, Results
 
 LEAST = 0.05  # a difference counts if the medians differ by this much and the quartiles do not overlap
-WORDS = {"time": ("slower", "faster"), "ratio": ("slower", "faster"), "peak": ("larger", "smaller")}
-SHOWN = {"time": duration, "ratio": ratio, "peak": mebibytes}
 
 
 def text(old: Results, new: Results) -> str:
-    """The changes of this package's variants; everything else changes with the machine or with torch.
+    """The changes of this package's variants.
 
-    A time counts by its ratio to relu (of the normalised form, to BatchNorm + relu) in the same run, where both runs
-    have it, since a machine is not equally fast in every run.
+    A time counts by its ratio to relu (of the normalised form, to BatchNorm + relu) in the same run, since a machine is
+    not equally fast in every run.
     """
-    pairs = pd.DataFrame(_pairs(frame([old]), frame([new])))
-    if pairs.empty:
+    after = {_key(unit): unit for unit in units(frame([new]))}
+    pairs = ((unit, after[_key(unit)]) for unit in units(frame([old])) if _key(unit) in after)
+    table = pd.DataFrame([row for pair in pairs for row in _changes(*pair)])
+    if table.empty:
         return f"{old.path} and {new.path} have nothing in common."
-    changed = [
-        f"{k}: {v} -> {new.environment.get(k)}" for k, v in old.environment.items() if v != new.environment.get(k)
-    ]
-    blocks = ["\n".join(changed)] * bool(changed)
-    for case, of in pairs[pairs.mine].groupby("case", sort=False):
-        blocks += [paragraph(case), markdown(of[["of", "old", "new", "new/old", ""]])]
-    others = pairs[~pairs.mine & (pairs.of == "time")].change
-    if len(others):
-        low, median, high = map(ratio, others.quantile([0.25, 0.5, 0.75]))
-        said = f"The time of everything else changed by x {median} at the median (quartiles {low}-{high}): that is the "
-        blocks.append(paragraph(f"{said}machine or torch, and does not count."))
-    blocks.append(
-        ", ".join(f"{(pairs.word == word).sum()} {word}" for word in ("slower", "faster", "larger", "smaller"))
-    )
-    worse = pairs[pairs.word.isin(["slower", "larger"])]
-    blocks += [paragraph(f"regression{p.mark}: {p.case}: {p.of} x {p.change:.3f}") for p in worse.itertuples()]
-    return "\n\n".join(blocks + [DISTURBED] * bool((pairs.mark == "?").any()))
-
-
-def _pairs(old: pd.DataFrame, new: pd.DataFrame) -> Iterator[dict]:
-    """Each quantity that both runs have."""
-    after = {_key(unit): unit for unit in units(new)}
-    for before in units(old):
-        later = after.get(_key(before), before[:0])
-        for _, was in before.iterrows():
-            for _, now in later[later.variant == was.variant].iterrows():
-                mine = was.variant in MINE
-                same = {"case": f"{was.suite}: {was.network or describe(was.case)}: {was.variant}", "mine": mine}
-                if was.blocks and now.blocks:
-                    yardstick = NORMALIZING[1] if was.variant == NORMALIZING[0] else "relu"
-                    plain = pick(before, yardstick), pick(later, yardstick)
-                    has_ratio = mine and plain[0] is not None and plain[1] is not None
-                    yield same | _change("time", was.blocks, now.blocks, judged=mine and not has_ratio)
-                    if has_ratio:
-                        yield same | _change(
-                            "ratio", was.blocks.over(plain[0].blocks), now.blocks.over(plain[1].blocks)
-                        )
-                if was.peak > 0 and now.peak > 0:
-                    yield same | _change("peak", was.peak, now.peak, judged=mine)
+    names = {name for name in old.environment if old.environment[name] != new.environment.get(name)}
+    changed = [f"{name}: {old.environment[name]} -> {new.environment.get(name)}" for name in sorted(names)]
+    words = table[""].str.removesuffix("?")
+    counts = ", ".join(f"{(words == word).sum()} {word}" for word in ("slower", "faster", "larger", "smaller"))
+    return "\n\n".join(["\n".join(changed), markdown(table), DISTURBED, counts])
 
 
 def _key(unit: pd.DataFrame) -> tuple:
@@ -71,11 +37,24 @@ def _key(unit: pd.DataFrame) -> tuple:
     return first.suite, first.kind, first.network, first.case
 
 
-def _change(of: str, old, new, *, judged: bool = True) -> dict:
-    (low, was, high), (new_low, now, new_high) = ([float(x)] * 3 if of == "peak" else x.quartiles for x in (old, new))
-    change = now / was
-    differs = judged and (new_low > high or new_high < low) and abs(change - 1) >= LEAST
-    word = WORDS[of][change < 1] if differs else ""
-    mark = "?" * (differs and of != "peak" and (old.disturbed or new.disturbed))
-    return {"of": of, "old": SHOWN[of](was), "new": SHOWN[of](now), "new/old": ratio(change), "": word + mark,
-            "change": change, "word": word, "mark": mark}  # fmt: skip
+def _changes(old: pd.DataFrame, new: pd.DataFrame) -> Iterator[dict]:
+    """A row for each of this package's variants that both have."""
+    for name in {*MINE} & {*old.variant} & {*new.variant}:
+        case = {"case": f"{old.suite.iloc[0]}: {label(old)}"}
+        yardstick = NORMALIZING[1] if name == NORMALIZING[0] else "relu"
+        picked = [pick(unit, variant) for unit in (old, new) for variant in (name, yardstick)]
+        if all(row is not None for row in picked):
+            mine, relu, now, relu_now = (row.blocks for row in picked)
+            yield case | _change("/relu" if yardstick == "relu" else "/bn+relu", mine.over(relu), now.over(relu_now))
+        peaks = [unit[unit.variant == name].peak.iloc[0] for unit in (old, new)]
+        if min(peaks) > 0:
+            word = "" if abs(peaks[1] / peaks[0] - 1) < LEAST else "larger" if peaks[1] > peaks[0] else "smaller"
+            shown = dict(zip(("old", "new"), map(mebibytes, peaks), strict=True))
+            yield case | {"of": "peak", **shown, "new/old": ratio(peaks[1] / peaks[0]), "": word}
+
+
+def _change(of: str, old: Blocks, new: Blocks) -> dict:
+    (low, was, high), (new_low, now, new_high) = old.quartiles, new.quartiles
+    differs = (new_low > high or new_high < low) and abs(now / was - 1) >= LEAST
+    word = ("slower" if now > was else "faster") + "?" * (old.disturbed or new.disturbed) if differs else ""
+    return {"of": of, "old": ratio(was), "new": ratio(now), "new/old": ratio(now / was), "": word}

@@ -21,7 +21,6 @@ plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.gri
 STYLES = {
     "fused": {"color": "#0072B2", "marker": "o", "linestyle": "-", "linewidth": 2.2},
     "relu": {"color": "#000000", "marker": "s", "linestyle": "--"},
-    "clone": {"color": "#7F7F7F", "marker": "x", "linestyle": ":"},
     "compiled horner": {"color": "#009E73", "marker": "^", "linestyle": "-."},
     "horner": {"color": "#E69F00", "marker": "D", "linestyle": "-"},
     "clenshaw": {"color": "#E69F00", "marker": "d", "linestyle": "--"},

@@ -4,48 +4,30 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
-from . import environment, measure, networks, variants
+from . import environment, measure, variants
 from .cases import Entry, Unit
 
 
 def unit_records(unit: Unit, tick: Callable[[str], None]) -> list[dict]:
-    """A record for each entry, each from a process of its own."""
-    records = []
-    for entry in unit.entries:
-        tick(entry.variant)
-        records.append({**entry.as_json(), **_in_fresh_process(entry)})
-    return records
-
-
-def _in_fresh_process(entry: Entry) -> dict:
-    """`peak` in a process forked from one that has imported everything and made no tensor."""
+    """A record for each entry, from a process forked from one that has imported everything and made no tensor."""
     forks = multiprocessing.get_context("forkserver" if environment.IS_LINUX else "spawn")
     if environment.IS_LINUX:
         forks.set_forkserver_preload([__name__])
-    receiver, sender = forks.Pipe(duplex=False)
-    process = forks.Process(target=_send_peak, args=(entry, sender))
-    process.start()
-    sender.close()  # so that the wait below ends if the child dies
-    try:
-        return receiver.recv()
-    except EOFError:
-        return {"skipped": "the measuring process was killed; the system does that when memory runs out"}
-    finally:
-        process.join()
-
-
-def _send_peak(entry: Entry, sender: Connection) -> None:
-    try:
-        sender.send(peak(entry))
-    except KeyboardInterrupt:
-        pass  # the parent is interrupted too and reports it
-    except Exception as error:
-        sender.send(measure.failure(error))
+    records = []
+    for entry in unit.entries:
+        tick(entry.variant)
+        with ProcessPoolExecutor(1, forks) as process:
+            try:
+                found = process.submit(peak, entry).result()
+            except Exception as error:  # also of a process that the system killed because memory ran out
+                found = measure.failure(error)
+        records.append({**entry.as_json(), **found})
+    return records
 
 
 def peak(entry: Entry) -> dict:
@@ -55,15 +37,10 @@ def peak(entry: Entry) -> dict:
     # Before the first tensor: a freed block that malloc keeps would hide as much of the step's memory.
     if not environment.return_freed_memory() and case.device == "cpu":
         return {"skipped": "peak memory on the CPU needs Linux and glibc"}
-    found = {}
-    if entry.network:
-        model, *batch = networks.build(entry)
-        run: Callable = networks.training_step(model, networks.forward(entry, model), *batch)
-    else:
-        prepared = variants.prepare(entry.variant, case)
-        x, grad_output = measure.inputs(case)
-        run = measure.action(prepared, x, grad_output, case.passes)
-        found["saved_bytes"] = measure.saved_bytes(prepared, x)
+    prepared = variants.prepare(entry.variant, case)
+    x, grad_output = measure.inputs(case)
+    run = measure.action(prepared, x, grad_output, case.passes)
+    found = {"saved_bytes": measure.saved_bytes(prepared, x)}
     if case.on_gpu:
         run()
         torch.cuda.reset_peak_memory_stats()

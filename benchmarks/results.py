@@ -1,6 +1,6 @@
 """Raw results: JSON Lines, the environment first, then one line for each finished unit.
 
-A line is written when its unit is done, so an interrupted run leaves a file that can be read and continued.
+A line is written when its unit is done, so an interrupted run leaves a file that can be read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import ROOFS, Entry, Unit
+from .cases import Entry, Unit
 
 FORMAT = 1
 LOCAL = Path(__file__).parent / "results" / "local"
@@ -56,10 +56,7 @@ class Results:
 
     path: Path
     environment: dict
-    request: dict  # preset, device and filters
     rows: list[dict] = field(default_factory=list)  # one for each record
-    done: set[tuple] = field(default_factory=set)  # (suite, kind, entries) of each unit
-    remarks: list[str] = field(default_factory=list)  # sentences about lines that could not be used
 
     @property
     def origin(self) -> str:
@@ -71,7 +68,7 @@ class Results:
 def start(path: Path, environment: dict, request: dict) -> None:
     """Begins a file, which must not exist."""
     if path.exists():
-        raise ResultsError(f"{path} exists; continue it with --resume, or give another --output.")
+        raise ResultsError(f"{path} exists; give another --output.")
     path.parent.mkdir(parents=True, exist_ok=True)
     _append(path, {"format": FORMAT, "environment": environment, "request": request})
 
@@ -80,57 +77,36 @@ def append(path: Path, unit: Unit, records: list[dict]) -> None:
     _append(path, {"suite": unit.suite, "kind": unit.kind, "records": records})
 
 
-def newest() -> Path:
-    """The file of the newest run."""
-    files = sorted(LOCAL.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise ResultsError(f"there is no run to continue in {LOCAL}.")
-    return files[-1]
-
-
-def check_same_environment(found: Results, environment: dict) -> None:
-    """Refuses to continue a file from elsewhere, since new numbers could not be compared with its own."""
-    for name, value in environment.items():
-        old = found.environment.get(name)
-        if name != "date" and old != value:
-            raise ResultsError(f"{found.path} was measured with {name} {old!r}, now it is {value!r}; start a new file.")
-
-
 def _append(path: Path, line: dict) -> None:
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":  # ends a torn last line, so that this one can be read
-                file.write(b"\n")
-        file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
 def load(path: Path) -> Results:
-    """Reads a file; a damaged line is left out with a remark."""
+    """Reads a file.
+
+    Raises:
+        ResultsError: it cannot be read, or a line is damaged.
+    """
+    number = 1
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
-    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
         head = json.loads(lines[0])
         if head["format"] != FORMAT:
             commit = head["environment"]["commit"]
             raise ResultsError(f"{path} has format {head['format']}, not {FORMAT}; read it with commit {commit}.")
-        found = Results(path, head["environment"], head["request"])
-        _ = found.origin, *(found.request[name] for name in ("preset", "device", "wanted"))  # raises if one is missing
-    except (ValueError, LookupError, TypeError):
-        raise ResultsError(f"{path} is not a results file: its first line is damaged; measure again.") from None
-    for number, text in enumerate(lines[1:], start=2):
-        try:
+        found = Results(path, head["environment"])
+        _ = found.origin  # raises if a fact is missing
+        for number, text in enumerate(lines[1:], start=2):
             line = json.loads(text)
             rows = [{"line": number, **row(line["suite"], line["kind"], record)} for record in line["records"]]
             if len({len(row["blocks"].seconds) for row in rows if row["blocks"]}) > 1:
                 raise ValueError("the records have different numbers of blocks")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            found.remarks.append(f"{path}, line {number}: damaged, left out.")
-        else:
             found.rows += rows
-            found.done.add((line["suite"], line["kind"], tuple(r["entry"] for r in rows if r["variant"] not in ROOFS)))
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ResultsError(f"{path}, line {number}, is not a line of results; delete it, or measure again.") from None
     return found
 
 

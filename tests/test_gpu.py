@@ -251,10 +251,10 @@ def test_the_cases_of_a_gpu_are_measured_and_profiled(monkeypatch, tmp_path, cap
     def shrunk(case):
         return dataclasses.replace(case, shape=(2, 8, 3, 3) if len(case.shape) == 4 else (8, 8)[: len(case.shape)])
 
-    small = {name: (shrunk(case), degrees) for name, (case, degrees) in cases.FLOOR.items()}
-    monkeypatch.setattr(cases, "FLOOR", small)
+    small = [(name, shrunk(case), *rest) for name, case, *rest in cases._FLOOR]
+    monkeypatch.setattr(cases, "_FLOOR", small)
     monkeypatch.setattr(measure, "MAX_ROUNDS", 3)
-    asked = ["run", "gpu", "--device", "cpu", "--size", "8", "64", "144", "4096", "--pass", "backward", "both"]
+    asked = ["run", "gpu", "--device", "cpu", "--numel", "8", "64", "144", "4096", "--passes", "backward", "both"]
     asked += ["--dtype", "fp32", "bf16", "--variant", "fused", "normalized", "python function"]
     assert command.main([*asked, "--profile"]) == 0
     assert capsys.readouterr().out == ""
@@ -263,12 +263,12 @@ def test_the_cases_of_a_gpu_are_measured_and_profiled(monkeypatch, tmp_path, cap
     found = results.load(path)
     assert {row["variant"] for row in found.rows} == {"copy", "product", *asked[-3:]}
     assert all(row["blocks"] for row in found.rows)
-    assert len(found.done) == 2 * (9 + 2) + 1  # of both dtypes, and the call
+    assert len({row["line"] for row in found.rows}) == 2 * (9 + 2) + 1  # of both dtypes, and the call
 
 
 def test_a_run_needs_no_pandas(tmp_path):
     """A machine with a GPU may have torch alone, and no network; the raw file is what counts there."""
-    run = ["run", "headline", "--variant", "relu", "--size", "4096", "--output", str(tmp_path / "raw.jsonl")]
+    run = ["run", "headline", "--variant", "relu", "--numel", "4096", "--output", str(tmp_path / "raw.jsonl")]
     code = f"import sys; sys.modules['pandas'] = None; from benchmarks.__main__ import main; sys.exit(main({run}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
