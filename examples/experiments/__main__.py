@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.experiments", description=__doc__.splitlines()[0])
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="half the epochs, three seeds, two rates, two rivals")
-    sizes.add_argument("--full", action="store_true", help="the paper's sizes; many hours on a CPU")
+    sizes.add_argument("--full", action="store_true", help="the paper's sizes; hours on a CPU for all networks")
     parser.add_argument("--task", nargs="+", choices=[*SMALL], help="these alone")
     parser.add_argument("--network", nargs="+", choices=[*OURS, *RIVALS], help="these alone; slaf and a rival at least")
     parser.add_argument("--seeds", type=int, help="how many; 5, or 3 if quick")
