@@ -9,7 +9,7 @@ __path__ = extend_path(__path__, __name__)
 from . import bases, reference, training
 from .convert import ConversionReport, convert
 from .fit import Fit, fit
-from .functional import basis_values, slaf
+from .functional import basis_values, derivatives, slaf
 from .nn import SLAF
 from .overview import overview
 from .polynomial import MultivariatePolynomial, to_polynomial
@@ -23,6 +23,7 @@ __all__ = [
     "bases",
     "basis_values",
     "convert",
+    "derivatives",
     "fit",
     "overview",
     "reference",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.fx import Proxy
 
 from . import ops, reference
-from .arguments import check_eps, check_floating, check_groups, check_tensor, check_tensors, spec
-from .bases import Basis
+from .arguments import Spec, check_eps, check_floating, check_groups, check_tensor, check_tensors, spec
+from .bases import Basis, check_integer
 from .torch_private import is_traced_before_autograd, is_traced_by_jit
 
 
@@ -62,11 +63,66 @@ def slaf(
     Source: M. Goyal, R. Goyal, B. Lall, *Learning Activation Functions: A new paradigm for understanding
     Neural Networks*, arXiv:1906.09529; recurrences from DLMF §18.9.
     """
+    if isinstance(x, Proxy):  # torch.fx records the call
+        place = {"dim": dim, "domain": domain, "outside": outside}
+        return x.tracer.create_proxy("call_function", slaf, (x, coeffs, basis), place)
     check_tensor(x)
-    checked = spec(coeffs, basis, dim, domain, outside)
+    return _evaluate(x, coeffs, spec(coeffs, basis, dim, domain, outside))
+
+
+def _evaluate(x: Tensor, coeffs: Tensor, checked: Spec) -> Tensor:
+    """By the operator that tracers record where one is active, else by the faster ones."""
     if is_compiling() or is_traced_before_autograd() or is_traced_by_jit():
         return ops.operator(x, coeffs, *checked)
     return ops.slaf(x, coeffs, checked)
+
+
+def derivatives(
+    x: Tensor,
+    coeffs: Tensor,
+    order: int,
+    basis: str | Basis = "chebyshev",
+    *,
+    dim: int = 1,
+    domain: tuple[float, float] | None = None,
+    outside: str = "extrapolate",
+) -> tuple[Tensor, ...]:
+    """f(x), f'(x), …, up to the derivative of that order: f and its derivatives in x, element by element.
+
+    A derivative of f has coefficients in the same basis, so the kernels of :func:`slaf` evaluate it. A loss made of
+    derivatives, that of a physics-informed network for example, then needs one backward pass, which torch.compile
+    supports, and not a backward pass through a backward pass.
+
+    Args:
+        x, coeffs, basis, dim, domain, outside: as for :func:`slaf`. Beyond an edge, the derivatives are those of the
+            constant ("clamp") or of the tangent ("linear") that continues f.
+        order: an integer from 0 up.
+
+    Returns:
+        order + 1 tensors with x's shape and dtype, each differentiable in x and coeffs to any order.
+
+    Raises:
+        ValueError, TypeError: as for :func:`slaf`; order is not an integer from 0 up.
+        NotImplementedError: the basis, of parameters of your own or of a degree above 256, loses digits when it is
+            differentiated as coefficients; use torch.autograd.grad.
+
+    Example:
+        >>> import torch, slaf_ext
+        >>> x = torch.tensor([0.5, 1.0])
+        >>> y, slope, curvature = slaf_ext.derivatives(x, torch.tensor([0.0, 0.0, 1.0]), 2)  # T_2(x) = 2x² − 1
+        >>> slope.tolist(), curvature.tolist()
+        ([2.0, 4.0], [4.0, 4.0])
+
+    Source: the derivative of a three-term recurrence, DLMF §18.9.
+    """
+    check_tensor(x)
+    order = check_integer(order, "order", 0)
+    checked = spec(coeffs, basis, dim, domain, outside)
+    found = [_evaluate(x, coeffs, checked)]
+    for _ in range(order):
+        coeffs, checked = ops.differentiated(coeffs, checked)
+        found.append(_evaluate(x, coeffs, checked))
+    return tuple(found)
 
 
 def normalized_slaf(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import bases
 from .arguments import DTYPES, check_dense, check_dim, check_eps, check_outside
@@ -138,6 +139,8 @@ class SLAF(nn.Module):
             self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):  # torch.fx: the module stays whole, as those of torch.nn do
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         place: dict[str, Any] = {"dim": self.dim, "domain": self.domain, "outside": self.outside}
         if not self.normalize:
             return slaf(x, self.coeffs, self.basis, **place)
@@ -151,6 +154,11 @@ class SLAF(nn.Module):
         if x.numel() or not mean.isnan().all():  # all NaN: no rank had elements
             self._track(mean, var)
         return y
+
+    def __prepare_scriptable__(self) -> SLAF:
+        raise NotImplementedError(
+            "torch.jit.script cannot compile a SLAF; use torch.jit.trace(model, example) or torch.export.export"
+        )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> SLAF:
         kept = {name: buffer for name, buffer in self._buffers.items() if name.startswith("running_")}

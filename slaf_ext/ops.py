@@ -11,12 +11,13 @@ so the derivative of the backward operator is made of the same two operators, an
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import assume_constant_result, is_compiling
 from torch.nn import Parameter
 
 from . import fakes, reference
@@ -32,6 +33,7 @@ from .torch_private import (
     is_traced_by_jit,
     is_transformed,
     jagged_sizes,
+    register_decomposition,
     unwrap_if_dead,
 )
 
@@ -84,9 +86,7 @@ def slaf_backward(
     """(g S(x, D a), R(x, g)), differentiable as :func:`slaf` is; a gradient that is not needed is empty."""
     recorded = torch.is_grad_enabled() and (grad_output.requires_grad or x.requires_grad or coeffs.requires_grad)
     if is_transformed() or (recorded and _matrix(spec) is None):
-        dx = reference.input_gradient(grad_output, x, coeffs, *spec) if need_x else x.new_empty(0)
-        da = reference.coeffs_gradient(grad_output, x, coeffs, *spec) if need_coeffs else coeffs.new_empty(0)
-        return dx, da
+        return reference.gradients(grad_output, x, coeffs, *spec, need_x, need_coeffs)
     if recorded:
         return SlafBackwardFunction.apply(grad_output, x, coeffs, spec, need_x, need_coeffs)
     return _backward(grad_output, x, coeffs, spec, need_x, need_coeffs)
@@ -109,7 +109,7 @@ class SlafBackwardFunction(torch.autograd.Function):
         v, w = v if need_dx else None, w if need_da else None
         dg = dx = da = None
         if v is not None:
-            slopes, slopes_spec = _differentiated(a, ctx.spec)
+            slopes, slopes_spec = differentiated(a, ctx.spec)
             if ctx.needs_input_grad[0]:
                 dg = v * slaf(x, slopes, slopes_spec)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
@@ -123,7 +123,7 @@ class SlafBackwardFunction(torch.autograd.Function):
                 more = slaf(x, w, ctx.spec)
                 dg = more if dg is None else dg + more
             if ctx.needs_input_grad[1]:
-                more = g * slaf(x, *_differentiated(w, ctx.spec))
+                more = g * slaf(x, *differentiated(w, ctx.spec))
                 dx = more if dx is None else dx + more
         return dg, dx, da, None, None, None
 
@@ -145,10 +145,13 @@ def _backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, *needs
 
 
 def _observed(grad_output: Tensor, x: Tensor, coeffs: Tensor) -> bool:
-    """Whether a tracer or a fake kernel will see the call, and needs the spec in plain numbers."""
+    """Whether a tracer, a fake kernel or a subclass will see the call, and needs the spec in plain numbers."""
     plain = (Tensor, Parameter)
-    all_plain = type(grad_output) in plain and type(x) in plain and type(coeffs) in plain
-    return not all_plain or x.is_meta or dispatch_stack_depth() > 0
+    if type(grad_output) in plain and type(x) in plain and type(coeffs) in plain:
+        return x.is_meta or dispatch_stack_depth() > 0
+    if "torch.distributed.tensor" in sys.modules:  # without it there are no DTensors, and it is slow to import
+        from . import distributed  # noqa: F401, its sharding rules
+    return True
 
 
 def _slaf_of_nested(x: Any, coeffs: Tensor, spec: Spec) -> Tensor:
@@ -164,15 +167,25 @@ def _slaf_of_nested(x: Any, coeffs: Tensor, spec: Spec) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(values, x.offsets(), lengths=x.lengths(), **jagged_sizes(x))
 
 
-def _differentiated(coeffs: Tensor, spec: Spec) -> tuple[Tensor, Spec]:
+def differentiated(coeffs: Tensor, spec: Spec) -> tuple[Tensor, Spec]:
     """The coefficients D a and the spec of the derivative in x."""
+    if _matrix(spec) is None:
+        raise NotImplementedError(
+            f"the derivatives of this basis at degree {coeffs.shape[-1] - 1} lose digits as coefficients; use "
+            "torch.autograd.grad(y.sum(), x, create_graph=True)"
+        )
     slopes = (coeffs.double() @ _matrix_on(coeffs.device, spec)).to(torch.promote_types(coeffs.dtype, torch.float32))
     return slopes, spec._replace(outside=DERIVATIVE[spec.outside])
 
 
 def _matrix(spec: Spec) -> tuple[float, ...] | None:
     """D, flat: (D a)_j = Σ_k a_k D[k, j]. None where it would lose digits; plain PyTorch differentiates instead."""
-    return _cached_matrix(tuple(spec.recurrence), spec.lo - spec.center, spec.hi - spec.center)
+    return _constant_matrix(tuple(spec.recurrence), spec.lo - spec.center, spec.hi - spec.center)
+
+
+@assume_constant_result  # torch.compile cannot look into the compiled part
+def _constant_matrix(recurrence: tuple[float, ...], lo: float, hi: float) -> tuple[float, ...] | None:
+    return _cached_matrix(recurrence, lo, hi)
 
 
 @functools.lru_cache(maxsize=256)
@@ -188,6 +201,12 @@ def _matrix_on(device: torch.device, spec: Spec) -> Tensor:
 
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised form and its statistics, as :func:`reference.normalized`; fused where a kernel can do it."""
+    # torch.compile cannot look into NormalizedFunction, but traces through an operator that is made of others.
+    return (torch.ops.slaf_ext.slaf_normalized if is_compiling() else _normalized)(x, coeffs, *spec, eps)
+
+
+def _normalized(x: Tensor, coeffs: Tensor, *spec_and_eps) -> tuple[Tensor, Tensor, Tensor]:
+    *spec, eps = spec_and_eps
     if spec[-1] not in (OUTSIDE["extrapolate"], OUTSIDE["clamp"]) or not _is_fused(x):
         return reference.normalized(x, coeffs, *spec, eps=eps)
     return NormalizedFunction.apply(x, coeffs, eps, *spec)
@@ -196,7 +215,8 @@ def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Te
 def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     """:func:`reference.fold`; fused where a kernel can do it and neither autograd nor a tracer records it."""
     recorded = torch.is_grad_enabled() and (coeffs.requires_grad or mean.requires_grad or variance.requires_grad)
-    traced = is_traced_before_autograd() or is_traced_by_jit() or _observed(mean, variance, coeffs)
+    traced = is_compiling() or is_traced_before_autograd() or is_traced_by_jit()
+    traced = traced or _observed(mean, variance, coeffs)
     if recorded or traced or not _is_fused(coeffs):
         return reference.fold(coeffs, mean, variance, eps)
     # Users may have converted a module's statistics.
@@ -205,8 +225,8 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
 
 
 def _is_fused(tensor: Tensor) -> bool:
-    """Whether kernels can compute the normalised form of a tensor: no transform and no tracer needs to look inside."""
-    return (tensor.is_cpu or (tensor.is_cuda and has_cuda_kernels)) and not is_transformed() and not is_compiling()
+    """Whether kernels can compute the normalised form of a tensor: no transform needs to look inside."""
+    return (tensor.is_cpu or (tensor.is_cuda and has_cuda_kernels)) and not is_transformed()
 
 
 class NormalizedFunction(torch.autograd.Function):
@@ -245,8 +265,9 @@ class NormalizedFunction(torch.autograd.Function):
 
 def is_beyond_float32(x: Tensor, variance: Tensor) -> bool:
     """Whether coefficients folded with these variances need float64. False where the question itself would have to wait
-    for a GPU, or would break a trace."""
+    for a GPU or for other ranks, or would break a trace."""
     may_ask = x.is_cpu and x.dtype != torch.float64 and not is_compiling() and not is_transformed()
+    may_ask = may_ask and type(variance) is Tensor
     return may_ask and dispatch_stack_depth() == 0 and bool((variance > LARGE_VARIANCE).any())
 
 
@@ -263,6 +284,14 @@ def _differentiable_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
     return slaf_backward(grad_output, x, coeffs, Spec(*spec), need_x, need_coeffs)
 
 
+# What the operators are made of, for formats that have standard operators alone.
+DECOMPOSITIONS: dict[Any, Callable] = {
+    torch.ops.slaf_ext.slaf.default: reference.expand,
+    torch.ops.slaf_ext.slaf_backward.default: reference.gradients,
+}
+for _operator, _definition in DECOMPOSITIONS.items():
+    register_decomposition(_operator, _definition)
+
 _fakes: dict[str, Callable] = {
     "slaf": fakes.slaf,
     "_slaf": fakes.slaf,
@@ -272,7 +301,12 @@ _fakes: dict[str, Callable] = {
     "slaf_fold": fakes.slaf_fold,
     "slaf_normalized_backward": fakes.slaf_normalized_backward,
 }
-_library = torch.library.Library("slaf_ext", "IMPL")
+_library = torch.library.Library("slaf_ext", "FRAGMENT")
+_library.define(
+    "slaf_normalized(Tensor x, Tensor coeffs, float[] recurrence, int dim, float center, float lo, float hi, "
+    "int outside, float eps) -> (Tensor, Tensor, Tensor)"
+)
+_library.impl("slaf_normalized", _normalized, "CompositeImplicitAutograd")
 # Not torch.library.register_autograd, which lets tensors of forward mode through and drops their tangents.
 _library.impl("slaf", _differentiable_slaf, "Autograd")
 _library.impl("slaf_backward", _differentiable_slaf_backward, "Autograd")

@@ -96,6 +96,14 @@ def coeffs_gradient(
     return torch.stack([g.movedim(dim, 0).reshape(groups, -1).sum(1) for g in per_element], dim=-1).to(coeffs.dtype)
 
 
+def gradients(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_needs) -> tuple[Tensor, Tensor]:
+    """Both, as `slaf_backward` returns them; a gradient that is not needed is empty."""
+    *spec, need_x, need_coeffs = spec_and_needs
+    dx = input_gradient(grad_output, x, coeffs, *spec) if need_x else x.new_empty(0)
+    da = coeffs_gradient(grad_output, x, coeffs, *spec) if need_coeffs else coeffs.new_empty(0)
+    return dx, da
+
+
 def normalized(
     x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window, eps: float, sync: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

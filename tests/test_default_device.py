@@ -186,6 +186,7 @@ CASES = {
         lambda: normalized_slaf(X, A, sync=True),
         lambda: torch.func.jvp(lambda x: normalized_slaf(x, A)[0], (X,), (X,)),
     ],
+    "derivatives": [lambda: slaf_ext.derivatives(X, ROWS, 2, domain=(-1, 1), outside="linear")],
     "basis_values": [lambda: slaf_ext.basis_values(X, 4, "bessel", domain=(-2, 2))],
     "SLAF": [
         *(lambda i=i: module(init=i, domain=(-2, 2))(X) for i in [*INITS, "noisy_identity"]),

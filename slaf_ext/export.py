@@ -1,0 +1,25 @@
+"""What other formats need of a network with SLAFs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .ops import DECOMPOSITIONS
+
+
+def decompositions() -> dict[Any, Callable]:
+    """The package's operators in terms of torch's own, for ``ExportedProgram.run_decompositions``.
+
+    torch.onnx.export uses them by itself. Without them an exported program keeps the fused operators, which
+    AOTInductor runs.
+
+    Example:
+        >>> import torch, slaf_ext
+        >>> from slaf_ext.export import decompositions
+        >>> program = torch.export.export(slaf_ext.SLAF(2), (torch.randn(3, 4),))
+        >>> plain = program.run_decompositions({**torch.export.default_decompositions(), **decompositions()})
+        >>> any("slaf_ext" in str(node.target) for node in plain.graph.nodes)
+        False
+    """
+    return dict(DECOMPOSITIONS)
