@@ -96,7 +96,7 @@ def cuda_objects(nvcc, request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory):
-    """The CUDA kernels, compiled for the CPU."""
+    """The CUDA kernels compiled for the CPU, without a sanitizer."""
     return Emulator(tmp_path_factory.mktemp("emulation"))
 
 

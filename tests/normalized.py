@@ -1,4 +1,4 @@
-"""What the tests of the normalised form share."""
+"""Helpers for the tests of the normalised form."""
 
 import functools
 
@@ -7,7 +7,7 @@ import torch
 
 import slaf_ext
 
-SLAF = functools.partial(slaf_ext.SLAF, domain=None)  # as the paper has it: of x itself, everywhere
+SLAF = functools.partial(slaf_ext.SLAF, domain=None)  # as in the paper: a polynomial of x itself, everywhere
 in_float64 = pytest.mark.cpu("a GPU computes φ_k in float32 where x is not float64, and beyond its range f is NaN")
 
 

@@ -1,4 +1,4 @@
-"""Calls of every public function, whose results show where their tensors were made and in which dtype."""
+"""Calls of every public function on CPU tensors, whose results must not depend on the default device or dtype."""
 
 import copy
 import functools
@@ -42,7 +42,7 @@ class Functional(nn.Module):
 
 
 class WithConstant(nn.Module):
-    """An activation that makes a tensor on the default device, where its input is in a model that stays there."""
+    """An activation that makes a constant on the default device, as a user's code may."""
 
     def forward(self, x):
         return x.sigmoid() * torch.maximum(x, torch.zeros(1, dtype=x.dtype))
@@ -116,7 +116,7 @@ def overviewed():
 
 
 def trained(**options):
-    """A module in training and evaluation mode, folded, pickled, saved, loaded and converted."""
+    """The results of a module in training and evaluation mode, folded, pickled, saved, loaded and cast."""
     f = module(normalize=True, **options)
     results = [with_gradients(f, X), f(X.half()), f(2 * X), f.running_mean, f.running_var, f.num_batches_tracked]
     f.eval()
@@ -151,10 +151,12 @@ def scaled():
 FITS = {
     "a name": "gelu",
     "a function of tensors": torch.sigmoid,
-    "one of arrays": np.tanh,
-    "one of numbers": lambda x: 0.5 if x > 0 else 0.25,
-    "one of numbers, that makes tensors": lambda x: torch.tensor(float(x), dtype=torch.float64).exp(),
-    "one that makes tensors": lambda x: torch.where(x > 0, torch.ones(1, dtype=torch.float64), x.exp()),
+    "a function of arrays": np.tanh,
+    "a function of floats": lambda x: 0.5 if x > 0 else 0.25,
+    "a function of floats that makes tensors": lambda x: torch.tensor(float(x), dtype=torch.float64).exp(),
+    "a function of tensors that makes tensors": lambda x: torch.where(
+        x > 0, torch.ones(1, dtype=torch.float64), x.exp()
+    ),
 }
 INITS = ["identity", "variance_preserving", *FUNCTIONS, torch.sin, [1.0, 2.0, 3.0], A]
 CASES = {
@@ -166,7 +168,7 @@ CASES = {
         lambda: slaf_ext.slaf(X.half(), A),
         lambda: torch.func.jvp(lambda x: slaf_ext.slaf(x, A, outside="linear"), (X,), (X,)),
         lambda: torch.func.vmap(lambda x: slaf_ext.slaf(x, ROWS, outside="clamp", dim=0))(X),
-        # Not hessian: the jacrev of torch 2.11 makes a tensor on the default device.
+        # Not torch.func.hessian, since jacrev of torch 2.11 makes a tensor on the default device.
         lambda: torch.func.jacfwd(torch.func.grad(lambda a: slaf_ext.slaf(X, a).square().sum()))(A),
         lambda: torch.compile(slaf_ext.slaf, backend="aot_eager")(X, ROWS, domain=(-1, 1), outside="linear"),
     ],

@@ -18,7 +18,7 @@ def inputs(seed=0, shape=(512, 3), dtype=torch.float64):
 
 
 class Own(nn.Module):
-    """A module of the user's own class around a function."""
+    """A module of a user-defined class, which calls a function of itself and its input."""
 
     def __init__(self, function, **state):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Conversion: the theorem, the report, and what is left alone."""
+"""Conversion: its error bound, its report, its targets, and the errors for invalid arguments."""
 
 import math
 import pickle
@@ -46,7 +46,7 @@ def test_the_error_falls_with_the_degree_and_stays_below_the_bound(activation, l
 def test_the_bound_holds_at_random(seed, activation, degree, margin, method):
     model = mlp(activation, seed)
     _, report = convert(model, inputs(seed), degree=degree, margin=margin, method=method)
-    # Where the worst of the fit lies at an end of the range the first layer attains its bound, but for rounding.
+    # The first layer attains its bound, up to rounding, where the largest fitting error lies at an end of the range.
     assert report.output_error <= report.output_bound * (1 + 1e-9)
     assert all(layer.error <= layer.bound * (1 + 1e-9) for layer in report.layers)
 
@@ -121,7 +121,7 @@ class Square(nn.Module):
         return x * x
 
 
-def test_a_single_target_and_targets_that_are_no_functions_of_one_number():
+def test_a_single_target_and_targets_that_are_not_elementwise():
     model, x = mlp(nn.Tanh), inputs()
     assert [layer.name for layer in convert(model, x, degree=3, targets="1")[1].layers] == ["1"]
     assert len(convert(model, x, degree=3, targets=nn.Tanh)[1].layers) == 2
@@ -293,7 +293,7 @@ def test_targets_that_do_not_fit_the_model_get_a_sentence(targets, message):
 
 
 def test_a_default_device_does_not_matter():
-    """With meta, on which nothing can be computed, so that whatever is made on the default device shows."""
+    """The default device is meta, which computes nothing, so that a tensor made there by mistake raises an error."""
     net = nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 1), QuickGELUActivation())
     x = torch.randn(64, 2)
     with torch.device("meta"):
@@ -302,7 +302,7 @@ def test_a_default_device_does_not_matter():
     assert (converted(x) - net(x)).abs().max() < 0.1
 
 
-def test_it_is_a_function_beside_a_package_with_its_reports():
+def test_convert_is_a_function_and_a_package_that_holds_the_reports():
     from slaf_ext.convert import ConversionReport, LayerReport
 
     _, report = slaf_ext.convert(mlp(nn.Tanh), inputs(), degree=3)

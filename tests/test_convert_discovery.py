@@ -1,4 +1,4 @@
-"""Which modules the conversion takes for activations: those that trial inputs show to be elementwise."""
+"""Which modules the conversion recognises as activations: those that are elementwise and nonlinear on trial inputs."""
 
 import math
 import warnings
@@ -33,7 +33,7 @@ class NewGELUActivation(nn.Module):
 
 
 class ClippedGELUActivation(nn.Module):
-    """Holds another activation, and does more."""
+    """Contains another activation, and must be replaced as a whole."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class ClippedGELUActivation(nn.Module):
 
 
 class HardSwish(nn.Module):
-    """Holds one of torch's."""
+    """Contains an activation of torch's own, and must be replaced as a whole."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class ReLUSquared(nn.Module):
 
 
 class Block(nn.Module):
-    """`traceable` or not, one activation module."""
+    """A block with one activation, which torch.fx can trace or not."""
 
     def __init__(self, act, traceable):
         super().__init__()
@@ -91,7 +91,7 @@ def test_activations_of_any_class_are_known_by_what_they_do(act, traceable):
     model = nn.Sequential(Block(act() if act is not nn.Threshold else act(0, 0), traceable)).double()
     x = inputs()
     converted, report = convert(model, x, degree=14)
-    (layer,) = report.layers  # as a whole: neither what it holds nor what it calls
+    (layer,) = report.layers  # replaced as a whole, not its members or calls
     assert (layer.name, layer.activation) == ("0.act", act.__name__)
     assert isinstance(converted[0].act, SLAF)
     assert report.not_converted == []
@@ -164,7 +164,7 @@ LEFT_ALONE = [
 
 
 @pytest.mark.parametrize("module", NOT_ELEMENTWISE)
-def test_what_is_no_function_of_one_number_is_not_taken_for_one(module):
+def test_what_is_not_elementwise_is_not_taken_for_an_activation(module):
     model = Own(lambda self, x: self.act(x) if x.sum() < 1e9 else self.other(x), act=nn.Tanh(), other=module)
     with pytest.raises(ValueError, match="does not work element by element"):
         convert(model, inputs(), degree=3, targets="other")
@@ -238,7 +238,7 @@ def test_a_module_can_be_named_by_any_of_its_names():
 
 
 def test_trials_are_quiet():
-    model = Own(lambda self, x: self.act(x), act=nn.Tanh(), other=nn.Softmax())  # of which dim?
+    model = Own(lambda self, x: self.act(x), act=nn.Tanh(), other=nn.Softmax())  # warns that it has no dim
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         convert(model, inputs(), degree=3)

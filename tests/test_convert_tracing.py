@@ -1,4 +1,4 @@
-"""Conversion of calls within a model's code: what torch.fx traces, and what it cannot."""
+"""Conversion of activations that a model's code calls as functions: what torch.fx can trace, and what it cannot."""
 
 import copy
 
@@ -12,7 +12,7 @@ from slaf_ext import SLAF, convert, training
 
 
 class Convolutional(nn.Module):
-    """Everything whose norm is known, functional calls, a residual and a module used under two names."""
+    """Layers with a known norm, functional activations and a residual connection, which the bound must pass through."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ def in_place_calls(self, x):
 
 def in_place_function_with_an_alias(self, x):
     h = self.fc(x)
-    return F.elu(h, inplace=True) + h  # h is elu's result by then
+    return F.elu(h, inplace=True) + h  # h already holds the result of elu
 
 
 def in_place_module_with_an_alias(self, x):
@@ -123,7 +123,7 @@ def test_activations_of_the_users_that_work_in_place():
     assert [layer.name for layer in report.layers] == ["act"]
     assert report.output_error == pytest.approx((converted(inputs()) - model(inputs())).abs().max().item())
     assert report.output_error <= report.output_bound < 0.1
-    # What is left in the input here is neither the input nor the result, so the calls are converted instead.
+    # This module overwrites its input with neither the input nor the result, so its calls are converted instead.
     model.act = Own(lambda self, x: F.relu(x, inplace=True) ** 2)
     _, report = convert(model, inputs(), degree=9)
     assert [layer.name for layer in report.layers] == ["relu"]
@@ -131,7 +131,7 @@ def test_activations_of_the_users_that_work_in_place():
 
 
 class Attention(nn.Module):
-    """Functional calls, some twice, and a norm of torch's own."""
+    """Functional activations, one of them called twice, beside modules whose own calls must not be reported."""
 
     def __init__(self):
         super().__init__()
@@ -195,13 +195,13 @@ def test_the_activations_of_transformer_layers_are_converted(kind, activation):
         assert report.output_error == pytest.approx((y - model(x)).abs().max().item())
         assert report.output_error > 1e-9
         converted.layer.activation.coeffs.mul_(2)
-        assert not torch.allclose(converted(x), y)  # no fast path around it
+        assert not torch.allclose(converted(x), y)  # torch's fast path does not bypass it
         assert torch.equal(copy.deepcopy(converted)(x), converted(x))
     attention = ["self_attn"] if kind is nn.TransformerEncoderLayer else ["self_attn", "multihead_attn"]
     assert [what for what, _ in report.not_converted] == [f"layer.{name}" for name in attention]
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # which the original uses
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # used by the original encoder
 def test_an_encoder_with_a_padding_mask_is_converted():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True)

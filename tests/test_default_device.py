@@ -1,7 +1,7 @@
-"""Nothing depends on the default device or dtype but what torch's own modules take from them: where parameters start.
+"""The default device and dtype decide where parameters start, as in torch's own modules, and nothing else.
 
-The default device is meta here, on which nothing can be computed, so whatever is made on it by mistake shows; and a GPU
-too, where there is one.
+The tests set the default device to meta, which computes nothing, so that a tensor made there by mistake raises an
+error; and to a GPU as well, where there is one.
 """
 
 import functools
@@ -18,13 +18,13 @@ import slaf_ext
 from slaf_ext import SLAF, training
 
 DEVICES = ["meta", *["cuda"] * torch.cuda.is_available()]
-# What makes no tensors of its own, or is what the others return.
+# Types that make no tensors of their own, or that the other calls return.
 PLAIN = {"ConversionReport", "Fit", "MultivariatePolynomial"}
 EVERY = [(name, i) for name, cases in CASES.items() for i in range(len(cases))]
 
 
 def flat(result):
-    """All that a result holds, in order, with tensors on the host."""
+    """The leaves of a nested result in order, with a check that its tensors are on the CPU."""
     if isinstance(result, torch.Tensor):
         assert result.is_cpu, f"a result is on {result.device}, and the inputs are on the CPU"
         return [result.detach().clone()]
@@ -36,7 +36,7 @@ def flat(result):
 
 
 def run(name, i):
-    """The results of a case, from the same random numbers each time."""
+    """The flat results of a case, with the same seed each time."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
     torch.manual_seed(0)
     torch.compiler.reset()
@@ -68,7 +68,7 @@ def assert_same(got, want):
 
 @pytest.fixture
 def default_device():
-    """torch.set_default_device, for one test."""
+    """torch.set_default_device, undone after the test."""
     before = torch.get_default_device()
     yield torch.set_default_device
     torch.set_default_device(before)
@@ -76,7 +76,7 @@ def default_device():
 
 @pytest.fixture
 def default_dtype():
-    """torch.set_default_dtype, for one test."""
+    """torch.set_default_dtype, undone after the test."""
     before = torch.get_default_dtype()
     yield torch.set_default_dtype
     torch.set_default_dtype(before)
@@ -114,7 +114,7 @@ def test_every_public_name_takes_part():
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_parameters_start_on_the_default_device_and_in_the_default_dtype(normalize, default_device, default_dtype):
-    """As those of nn.PReLU do."""
+    """SLAF and MaxScale follow nn.PReLU in both."""
 
     def places(module):
         return {t.device.type for t in module.state_dict().values()}, {p.dtype for p in module.parameters()}

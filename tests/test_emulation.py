@@ -1,7 +1,7 @@
-"""The logic of the CUDA kernels, run on the CPU: right values, and no race or access out of bounds.
+"""The CUDA kernels emulated on the CPU: correct values, and no data race or access out of bounds.
 
-Each case goes through the kernels, block by block, with a thread for every CUDA thread, and is compared with the
-CPU operators and with numpy.polynomial in float64.
+Every CUDA thread of a block is a thread here, and blocks run one after another; results are compared with the CPU
+operators and with numpy.polynomial in float64.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ORACLES = {
 
 
 def cpu(case: Case):
-    """The same case on the CPU operators."""
-    flat = [number for row in case.rows for number in row]
+    """The results of the CPU operators for a case."""
+    flat = [entry for row in case.rows for entry in row]
     spec = (flat, 1, case.center, case.lo, case.hi, case.outside)
     if case.grad_output is None:
         return torch.ops.slaf_ext.slaf(case.x, case.coeffs, *spec), None
@@ -40,7 +40,7 @@ def cpu(case: Case):
 
 
 def check(case: Case, result, oracle=None):
-    """result against the CPU's, or the oracle's, out and grad_coeffs; half types are stored with one rounding more."""
+    """Compares a result with the oracle, by default the CPU operators, allowing for the rounding of stored results."""
     out, grad_coeffs = oracle or cpu(case)
     for got, want in ((result.out, out), (result.grad_coeffs, grad_coeffs)):
         if want is None or want.numel() == 0 or got is None:
@@ -53,7 +53,7 @@ def check(case: Case, result, oracle=None):
 
 
 def numpy_oracle(case: Case, basis: str):
-    """out and grad_coeffs from numpy.polynomial in float64."""
+    """The expected output and coefficient gradient from numpy.polynomial in float64."""
     x, a = case.x.double().numpy(), case.coeffs.double().numpy()
     kind = ORACLES[basis]
     if case.grad_output is None:
@@ -81,7 +81,7 @@ def test_layouts(emulator, layout, dtype):
 
 @pytest.mark.parametrize("basis", ORACLES)
 def test_oracle(emulator, basis):
-    """Every basis at every way of serving a degree, against numpy.polynomial."""
+    """Every basis, at degrees that reach each implementation of the sweep, agrees with numpy.polynomial."""
     for degree in (0, 1, 3, 6, 8, 11, 12, 15, 32, 35):
         for layout in (LAYOUTS["runs of odd length"], LAYOUTS["columns"]):
             cases = both(*make(layout, degree, basis, torch.float64))
@@ -98,7 +98,7 @@ def test_outside(emulator, outside):
 
 @pytest.mark.parametrize("outside", [EXTRAPOLATE, ZERO, CLAMP, LINEAR])
 def test_walked_gradient(emulator, outside):
-    """Newton's basis, in which D a cancels: the gradient from the walk over phi_k', beside plain PyTorch's."""
+    """In Newton's basis D a loses digits to cancellation, so the gradient is evaluated from phi_k' instead."""
     newton = bases.Basis("newton", [(2, -2 * t, 0) for t in np.cos(np.pi * (np.arange(20) + 0.5) / 20)])
     for layout, dtype in itertools.product(
         ("shared", "runs of odd length", "columns"), (torch.float64, torch.bfloat16)
@@ -125,19 +125,19 @@ def test_alignment(emulator, offsets):
 
 
 def test_grids(emulator):
-    """More blocks, or fewer threads, add in another order; the values stay."""
+    """The number of blocks and threads changes the order of summation, but the result only by rounding."""
     for multiprocessors, threads, layout in itertools.product((1, 3), (32, 128), ("shared", "columns")):
         more = {"multiprocessors": multiprocessors, "threads": threads}
         run_and_check(emulator, both(*make(LAYOUTS[layout], 4, **more)))
 
 
 @pytest.mark.parametrize("basis", ["monomial", "taylor", "chebyshev", "legendre", "laguerre"])
-def test_numbers_that_are_not_ordinary(emulator, basis):
-    """At the infinities too the forward is the CPU's, whose own test holds it to the definition."""
-    numbers = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.0, -1.0], dtype=torch.float64)
+def test_nonfinite_elements_in_the_forward(emulator, basis):
+    """The forward agrees with the CPU operator, which is itself compared with the definition at infinities and NaN."""
+    elements = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.0, -1.0], dtype=torch.float64)
     for degree in (1, 3, 4, 9, 13, 34):
         case, _ = make((1, 1, 7), degree, basis, torch.float64)
-        case = replace(case, x=numbers.view(1, 1, 7))
+        case = replace(case, x=elements.view(1, 1, 7))
         (result,) = emulator.run([case])
         torch.testing.assert_close(result.out.view(7), cpu(case)[0].view(7), rtol=1e-12, atol=1e-12, equal_nan=True)
 
@@ -148,7 +148,7 @@ def test_fp32_coefficients_beside_half(emulator):
 
 
 def test_needs(emulator):
-    """What is not needed is not written, and costs no launch."""
+    """A gradient that is not needed is not written, and costs no launch."""
     for degree, dtype in ((4, torch.float32), (13, torch.float32), (33, torch.float64)):
         case, grad_output = make((4, 3, 40), degree, dtype=dtype)
         forward, backward = both(case, grad_output)
@@ -166,8 +166,8 @@ def test_empty(emulator):
     assert (result.grad_coeffs == 0).all()
 
 
-def test_special_numbers(emulator):
-    """NaN and infinity go where the CPU puts them."""
+def test_nonfinite_elements_and_their_gradients(emulator):
+    """NaN and infinities propagate as on the CPU, whatever happens outside the domain."""
     case, grad_output = make((1, 1, 40), 3)
     x = case.x.clone()
     x[0, 0, 3], x[0, 0, 7], x[0, 0, 11] = torch.nan, torch.inf, -torch.inf
@@ -178,7 +178,7 @@ def test_special_numbers(emulator):
 
 
 def test_highest_term_that_overflows(emulator):
-    """dx has no phi_degree, which may be infinite where dx is not."""
+    """dx does not depend on phi_degree, so its overflow must not reach dx."""
     for degree, layout in itertools.product((2, 3, 4, 8, 12, 15), ("shared", "columns")):
         case, grad_output = make(LAYOUTS[layout], degree, "monomial")
         backward = replace(case, x=1.1 * 2 ** (128 / degree) * torch.ones_like(case.x), grad_output=grad_output)
@@ -191,7 +191,7 @@ def test_highest_term_that_overflows(emulator):
 
 @pytest.mark.parametrize("basis", ["monomial", "taylor"])
 def test_gradients_of_powers_at_infinity(emulator, basis):
-    """No power meets a power before it, which 0 * inf would turn into NaN."""
+    """The recurrence of the powers must skip its term with C = 0, since 0 * inf at infinity is NaN."""
     for degree, layout in itertools.product((1, 3, 5, 9, 35), ("shared", "runs of odd length", "columns")):
         case, grad_output = make(LAYOUTS[layout], degree, basis)
         backward = replace(
@@ -213,7 +213,7 @@ def test_same_bits(emulator):
 
 
 def test_large_degree(emulator):
-    """A table that takes several uploads, and a matrix D that takes many."""
+    """The recurrence table needs several uploads at this degree, and the matrix D needs many."""
     run_and_check(emulator, both(*make((2, 3, 33), 130, dtype=torch.float64)))
 
 
@@ -233,7 +233,7 @@ def test_large_degree(emulator):
 @pytest.mark.parametrize(("width", "unroll"), [(1, 4), (4, 2), (8, 1)])
 @pytest.mark.parametrize("sum_rows", [0, 9])
 def test_more_than_2_31_elements(emulator, layout, width, unroll, sum_rows):
-    """64-bit places: the first, the middle and the last blocks end where division says they end."""
+    """Indices need 64 bits here, and the first, middle and last blocks must visit the elements that are theirs."""
     outer, groups, inner = layout
     whole = groups * inner if groups > 1 and inner < 32 else inner
     if groups > 1 and whole % width:
@@ -245,7 +245,7 @@ def test_more_than_2_31_elements(emulator, layout, width, unroll, sum_rows):
 
 
 def draw(seed: int, degrees: int = 16) -> tuple[Case, torch.Tensor]:
-    """A case with a way of reading, a run length, a number of groups, alignments and a grid drawn at random."""
+    """A case with a random layout, dtype, basis, degree, alignment and grid."""
     random = np.random.default_rng(seed)
     dtype = [torch.float32, torch.bfloat16, torch.float16, torch.float64][seed % 4]
     groups = int(random.choice([1, 2, 3, 8, 33, 64]))
@@ -276,7 +276,7 @@ def test_sanitized_random(sanitized_emulator):
 
 
 def test_sanitized(sanitized_emulator):
-    """All paths again, under AddressSanitizer with UBSan, and under ThreadSanitizer."""
+    """Each path runs under AddressSanitizer with UBSan, and under ThreadSanitizer."""
     cases = []
     for layout in LAYOUTS.values():
         cases += both(*make(layout, 3, outside=LINEAR, domain=(0.0, 1.0)))
@@ -284,6 +284,6 @@ def test_sanitized(sanitized_emulator):
         cases += both(*make((5, 3, 49), degree))
         cases += both(*make((37, 3, 1), degree, dtype=torch.float16))
     cases += both(*make((1, 1, 515), 3, offsets=(1, 2, 3), multiprocessors=2))
-    # So many blocks that several threads share the work of `reduce`.
+    # With this many blocks several threads take part in the reduction over blocks.
     cases += both(*make((1, 1, 1037), 3, threads=32, multiprocessors=4))
     run_and_check(sanitized_emulator, cases)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the normalised form, run on the CPU, beside its definition in float64 and the CPU operators."""
+"""The CUDA kernels of the normalised form, emulated on the CPU, compared with its definition and the CPU operators."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from slaf_ext import reference
 
 pytestmark = pytest.mark.slow
 
-NORMALIZED_DEGREES = (0, 1, 2, 4, 7)  # those of a kernel, of one that several share, and beyond 5 the long way
+NORMALIZED_DEGREES = (0, 1, 2, 4, 7)  # kernels for one degree, for several, and, beyond 5, for any
 EPS = 1e-3
 
 
 def definition(case: Case):
-    """The mean, the variance, and the gradients in x and in coeffs, from plain PyTorch in float64."""
+    """The mean, the variance, and the gradients of x and coeffs, from plain PyTorch in float64."""
     x, coeffs = (t.double().requires_grad_() for t in (case.x, case.coeffs))
     y, mean, variance = reference.normalized(x, coeffs, *spec_of(case), eps=EPS)
     gradients = torch.autograd.grad(
@@ -29,7 +29,7 @@ def definition(case: Case):
 
 
 def normalized_allowed(case: Case, variance, dx, grad_coeffs):
-    """Roundings of what is added up: phi_k / s_k is of the size 1 / s_k, and its slope of the size k^2 / s_k."""
+    """Bounds on the rounding errors of dx and dcoeffs, where phi_k / s_k is of size 1 / s_k and its slope k^2 / s_k."""
     weights = case.coeffs[:, 1:].double().abs() / (variance + EPS).sqrt()
     slopes = (weights * torch.arange(1, len(case.rows) + 1) ** 2).sum(1).view(1, -1, 1)
     sizes = case.grad_output.double().abs()
@@ -41,7 +41,7 @@ def normalized_allowed(case: Case, variance, dx, grad_coeffs):
 
 
 def run_and_check_normalized(emulator: Emulator, pairs):
-    """Moments and gradients of (case, grad_output)s, as `make` gives them, beside the definition and the CPU's."""
+    """Compares moments and gradients of pairs from `make` with the definition and with the CPU operators."""
     cases = [replace(case, grad_output=grad_output) for case, grad_output in pairs]
     wanted = [definition(case) for case in cases]
     moments = emulator.moments([case for case, _ in pairs])
@@ -79,13 +79,13 @@ def test_normalized_bases_edges_alignments_and_grids(emulator):
     for multiprocessors, threads, layout in itertools.product((1, 3), (32, 128), ("shared", "columns")):
         pairs.append(make(LAYOUTS[layout], 4, multiprocessors=multiprocessors, threads=threads))
     pairs += [make((4, 3, 40), 4, dtype=torch.bfloat16, coeffs_dtype=torch.float32)]
-    # 64 columns whose factors overflow shared memory, and a table that takes uploads.
+    # The factors of 64 columns exceed shared memory at degree 5, and the table of degree 40 needs uploads.
     pairs += [make((3, 64, 1), degree, dtype=torch.float64) for degree in (5, 40)]
     run_and_check_normalized(emulator, pairs)
 
 
 def test_normalized_launches_and_needs(emulator):
-    """2 for the moments and 3 for the gradients; dx is not written where it is not needed."""
+    """The moments take 2 launches and the gradients 3, or 2 without dx, which is then not written."""
     case, grad_output = make((4, 3, 40), 2)
     moments, results = run_and_check_normalized(emulator, [(case, grad_output)])
     assert (moments[0][0], results[0].launches) == (2, 3)
@@ -99,11 +99,11 @@ def test_normalized_launches_and_needs(emulator):
 @pytest.mark.parametrize("degree", [3, 6])
 @pytest.mark.parametrize("layout", [(1, 1, 20000), (60, 3, 67), (4000, 5, 1)], ids=str)
 def test_variance_far_from_zero(emulator, layout, degree):
-    """Mean 1e4, deviation 1: the difference of E[phi^2] and E[phi]^2 in fp32 would have no digit that is right."""
+    """With mean 1e4 and deviation 1, E[phi^2] - E[phi]^2 in fp32 would have no correct digit."""
     x = (torch.randn(layout, dtype=torch.float64) + 1e4).float()
     case = replace(make(layout, degree, "monomial")[0], x=x)
     ((_, mean, variance),) = emulator.moments([case])
-    for k in range(1, 4):  # x^4 has squares beyond fp32's range
+    for k in range(1, 4):  # the powers that both degrees have
         phi = x.double().pow(k)
         torch.testing.assert_close(mean[:, k - 1], phi.mean((0, 2)), rtol=1e-6, atol=0)
         torch.testing.assert_close(variance[:, k - 1], phi.var((0, 2), correction=0), rtol=5e-5, atol=0)
@@ -112,11 +112,11 @@ def test_variance_far_from_zero(emulator, layout, degree):
 @pytest.mark.parametrize("size", [1e-3, 1e5])
 @pytest.mark.parametrize("layout", [(1, 1, 5000), (9, 3, 67), (700, 5, 1)], ids=str)
 def test_values_whose_squares_overflow(emulator, layout, size):
-    """x^2 .. x^6 of 1e5: their squares, sums of squares and 1 / variance lie beyond float32."""
+    """At 1e5 the squares of x^4 and higher powers, and the inverses of their variances, leave the range of fp32."""
     for degree in (2, 4, 6):
         case, grad_output = make(layout, degree, "monomial")
         x = size * torch.randn(layout)
-        x[0, 0, 0] = 0  # the sample's first
+        x[0, 0, 0] = 0  # the first element of the sample
         case = replace(case, x=x, grad_output=grad_output)
         mean, variance, dx, grad_coeffs = definition(case)
         ((_, *moments),) = emulator.moments([case])
@@ -130,7 +130,7 @@ def test_values_whose_squares_overflow(emulator, layout, size):
 
 @pytest.mark.parametrize("layout", [(1, 1, 2**18), (2**15, 2, 1)], ids=str)
 def test_unlucky_sample(emulator, layout):
-    """The storage's start, from which every block takes its shift, lies 1e6 deviations from all the rest."""
+    """The first elements, whose mean every block takes as its shift, lie 1e6 deviations from all the others."""
     x = 0.01 * torch.randn(layout, dtype=torch.float32)
     x.view(-1)[: x.numel() // 64] += 1e4
     case = replace(make(layout, 2, "monomial", threads=32)[0], x=x)
@@ -167,7 +167,7 @@ def test_normalized_same_bits(emulator):
 
 
 def test_sanitized_normalized(sanitized_emulator):
-    """Its paths, too, under both sanitizers."""
+    """Each path of the normalised form runs under both sanitizers."""
     pairs = [make(layout, 2, outside=CLAMP) for layout in LAYOUTS.values()]
     for degree in (3, 6):
         pairs += [make((5, 3, 49), degree), make((37, 3, 1), degree, dtype=torch.float16)]
@@ -180,7 +180,7 @@ def run_and_check_fold(emulator: Emulator):
     for (groups, degree), dtype in itertools.product(((1, 0), (1, 5), (3, 1), (5, 40), (9, 33)), dtypes):
         coeffs = torch.randn(groups, degree + 1).to(dtype)
         mean, variance = (torch.randn(groups, degree, dtype=torch.float64).exp() for _ in range(2))
-        # Constant, too large, in no number, and huge.
+        # Statistics of a constant, an overflow, a NaN, and a very large term.
         for k, (mean_k, variance_k) in enumerate(((7.0, 0.0), (1.0, torch.inf), (1.0, torch.nan), (1e150, 1e300))):
             if k < degree:
                 mean[k % groups, k], variance[k % groups, k] = mean_k, variance_k
@@ -193,7 +193,7 @@ def run_and_check_fold(emulator: Emulator):
 
 
 def test_fold(emulator):
-    """Every group has a warp, whose lanes share its degrees; the last block has warps without a group."""
+    """A warp folds one group, its lanes share the degrees, and the last block has warps without a group."""
     run_and_check_fold(emulator)
 
 

@@ -1,4 +1,4 @@
-"""Folding: the normalised form with fixed statistics as plain coefficients, by the module and by the operator."""
+"""Folding the normalised form with fixed statistics into plain coefficients, by the module and by the operator."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_fold_of_a_plain_module_is_a_copy():
 
 
 @in_float64
-def test_folded_coefficients_that_float32_does_not_hold_are_refused():
+def test_folded_coefficients_beyond_float32_are_refused():
     f = SLAF(8, basis="monomial", normalize=True)
     f(1e9 * torch.randn(256, 4))
     with pytest.raises(ValueError, match=r"a running variance is .*; fold the module in float64"):
@@ -60,7 +60,7 @@ def test_folded_coefficients_that_float32_does_not_hold_are_refused():
 
 
 def statistics_of(coeffs, seed=0):
-    """A mean and a variance that could be those of slaf_moments."""
+    """A random mean and variance with the dtype and shape that slaf_moments returns for coeffs."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     shape = (*coeffs.shape[:-1], coeffs.shape[-1] - 1)
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).exp() for _ in range(2))
@@ -82,13 +82,13 @@ def test_folding_is_the_formula(degree, groups, dtype):
     np.testing.assert_allclose(folded.numpy(force=True), exact, rtol=1e-13, atol=1e-13)
     narrow = slaf_fold(coeffs, mean, variance, 1e-3, False)
     torch.testing.assert_close(narrow, folded.float(), rtol=0, atol=0)
-    # Rows that do not lie one after another in memory.
+    # Coefficients that are not contiguous.
     transposed = coeffs.t().contiguous().t() if groups > 1 else coeffs.repeat_interleave(2)[::2]
     torch.testing.assert_close(slaf_fold(transposed, mean, variance, 1e-3, True), folded, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_folding_where_statistics_are_not_ordinary(dtype):
+def test_folding_extreme_and_nonfinite_statistics(dtype):
     inf, nan = torch.inf, torch.nan
     mean = torch.tensor([[5.0, 5.0, 0.0, 1e150, 1e200, -1e14, 1.0, 1.0, inf]], dtype=torch.float64)
     variance = torch.tensor([[0.0, 1e-13, 0.0, 1e300, 1.7e308, 1e12, inf, nan, inf]], dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_folding_where_statistics_are_not_ordinary(dtype):
         for in_double in (True, False):
             folded = slaf_fold(coeffs, *statistics, 1e-5, in_double)
             torch.testing.assert_close(folded, wanted.to(folded.dtype), rtol=1e-6, atol=0, equal_nan=True)
-    # One such term spoils its own group alone.
+    # A term that is NaN affects no group but its own.
     coeffs = torch.ones(2, 10, dtype=dtype)
     mean, variance = torch.cat([mean, torch.ones_like(mean)]), torch.cat([variance, torch.ones_like(variance)])
     folded = slaf_fold(coeffs, mean, variance, 1e-5, True)

@@ -1,4 +1,4 @@
-"""The normalised form held to a twin made of numpy's polynomials and torch's own operations, in float64."""
+"""The normalised form, compared in float64 with an oracle made of numpy's polynomials and torch's batch_norm."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from slaf_ext.series import to_numpy
 
 
 def twin(x, coeffs, basis, dim=1, domain=None, eps=1e-5):
-    """β + Σ w_k ẑ_k, by expanding φ_k in monomials and by nn.functional.batch_norm, group by group."""
+    """β + Σ w_k ẑ_k group by group, with φ_k expanded in monomials and normalised by nn.functional.batch_norm."""
     x, coeffs = x.double(), coeffs.double()
     groups = coeffs.shape[0] if coeffs.dim() == 2 else 1
     rows = coeffs.reshape(groups, -1)
@@ -104,7 +104,7 @@ def test_half_precision_is_the_rounded_float64(dtype):
     torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
 
 
-def test_the_first_start_is_batch_norm():
+def test_the_default_start_is_batch_norm():
     x, _ = case((8, 4, 5), 4, 3, torch.float32)
     f, norm = SLAF(3, 4, basis="monomial", normalize=True), nn.BatchNorm1d(4)
     torch.testing.assert_close(f(x), norm(x), rtol=1e-4, atol=1e-5)
@@ -154,7 +154,7 @@ def test_evaluation_trains_nothing_and_tracks_nothing():
 
 def test_a_constant_channel_gives_the_bias():
     f = SLAF(3, 2, normalize=True, init=torch.tensor([[0.5, 1, 2, 3], [-1.0, 1, 2, 3]]))
-    # The variance is 0, so the folded coefficients are 1 / sqrt(eps) = 316 times the weights, and round accordingly.
+    # With variance 0 the folded coefficients are 1 / sqrt(eps) = 316 times the weights, which amplifies rounding.
     x = torch.tensor([[0.7, -0.3], [0.7, -0.3]], requires_grad=True)
     y = f(x)
     torch.testing.assert_close(y, torch.tensor([[0.5, -1.0]]).expand(2, 2), atol=1e-3, rtol=0)
@@ -178,7 +178,7 @@ def test_one_element_a_group_has_no_variance(shape, groups):
 @pytest.mark.parametrize("value", [5.0, -100.0])
 @pytest.mark.parametrize("degree", [3, 7])
 def test_a_constant_channel_far_from_zero_gives_the_bias(value, degree):
-    # The mean of x⁷ is 1e14, the variance 0, and so a folded coefficient 316: their product rounds to 1e9.
+    # x⁷ has mean 1e14 and variance 0, so the folded coefficient is 316, and its product with the mean rounds to 1e9.
     f = SLAF(degree, 2, basis="monomial", normalize=True, momentum=1.0, init="noisy_identity")
     x = torch.randn(64, 2)
     x[:, 0] = value
@@ -207,7 +207,7 @@ def test_nan_stays_in_its_group():
     y = f(x)
     assert y[:, 2].isnan().all()
     assert not y[:, :2].isnan().any()
-    # The statistics that it would spoil for good stay what they were; the others move on.
+    # A NaN would never leave a running average, so its group's statistics are not updated; the others are.
     assert f.running_mean.isfinite().all()
     assert (f.running_mean[:2] != 0).all()
     assert torch.equal(f.running_mean[2], torch.zeros(2))
@@ -215,7 +215,7 @@ def test_nan_stays_in_its_group():
 
 
 @pytest.mark.parametrize("eps", [-1.0, 0.0, float("nan"), float("inf"), "a", None, [1.0]])
-def test_an_eps_that_is_none_gets_a_sentence(eps):
+def test_a_wrong_eps_gets_a_sentence(eps):
     x, coeffs = case((4, 3, 5), 3, 2)
     spec = reference.spec(coeffs, "chebyshev", 1, None, "extrapolate")
     mean, variance = torch.ops.slaf_ext.slaf_moments(x, coeffs, *spec)
@@ -272,7 +272,7 @@ def test_state_dict_and_repr():
 def test_in_half_precision_the_statistics_stay(dtype):
     f = SLAF(5, 2, basis="monomial", normalize=True, momentum=1.0)
     x = 20 * torch.randn(64, 2)
-    f(x)  # the variance of x⁵ is 1e16 now
+    f(x)  # gives x⁵ a variance of 1e16, beyond float16
     before = f.running_var.clone()
     assert f.to(dtype) is f
     assert f.coeffs.dtype == dtype
@@ -284,7 +284,7 @@ def test_in_half_precision_the_statistics_stay(dtype):
 
 
 def test_a_gradient_penalty():
-    # A gradient penalty through the normalised form: what physics-informed nets and WGAN-GP do.
+    # Physics-informed networks and WGAN-GP differentiate an input gradient once more.
     f = SLAF(3, 2, normalize=True, dtype=torch.float64)
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)[0]

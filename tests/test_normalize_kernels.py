@@ -1,4 +1,4 @@
-"""The kernels of the normalised form beside its definition in plain PyTorch, and their precision."""
+"""The kernels of the normalised form, compared with its definition in plain PyTorch, and their precision."""
 
 import pytest
 import torch
@@ -88,13 +88,13 @@ def test_far_from_zero_the_output_and_its_gradients_hold():
         leaves = [t.to(dtype).clone().requires_grad_() for t in (x, coeffs)]
         y, *_ = f(*leaves, *spec, eps=1e-5)
         results.append((y.detach(), *torch.autograd.grad(y, leaves, seed.to(dtype))))
-    # One step of float32 at 1e4 is 1e-3 of the deviation: no answer in float32 can be much nearer.
+    # At 1e4 the spacing of float32 is 1e-3 of the standard deviation, which limits the accuracy of any float32 result.
     for (ours, exact), tolerance in zip(zip(*results, strict=True), (5e-3, 5e-3, 1e-3), strict=True):
         assert (ours - exact).abs().max() <= tolerance * exact.abs().max()
 
 
 def test_the_moments_do_not_depend_on_which_elements_come_first():
-    # The shift is a sample's mean; here the sample is as unlucky as can be.
+    # The shift is the mean of a sample of the elements, and here that sample consists of the outliers.
     x = torch.zeros(1, 1, 32 * 1000, dtype=torch.float32)
     x[..., ::1000] = 1e4
     x += 0.01 * torch.randn(x.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
@@ -118,8 +118,8 @@ def test_the_moments_do_not_depend_on_which_elements_come_first():
         pytest.param("monomial", 8, 1e9, marks=in_float64),
     ],
 )
-def test_values_whose_squares_float32_does_not_hold(basis, degree, size, dtype, groups):
-    """Output, statistics and gradients are those of float64, and the module goes on as if nothing had happened."""
+def test_values_whose_squares_overflow_float32(basis, degree, size, dtype, groups):
+    """Output, statistics and gradients agree with float64, and the module stays usable afterwards."""
     x = (size * torch.randn(256, 4)).to(dtype).requires_grad_()
     seed = torch.randn(256, 4).to(dtype)
     f = SLAF(degree, groups, basis=basis, normalize=True, momentum=1.0, init="noisy_identity")
@@ -137,7 +137,7 @@ def test_values_whose_squares_float32_does_not_hold(basis, degree, size, dtype, 
     torch.testing.assert_close(
         f.running_mean, exact.running_mean, rtol=1e-4, atol=1e-4 * exact.running_var.max().sqrt()
     )
-    # In evaluation mode too, and after an ordinary batch.
+    # Evaluation mode agrees as well, and stays finite after a batch of ordinary size.
     want = exact.eval()(wide)
     assert (f.eval()(x) - want).norm() <= (100 * eps) * want.norm()
     x = torch.randn(256, 4).to(dtype)
@@ -145,7 +145,7 @@ def test_values_whose_squares_float32_does_not_hold(basis, degree, size, dtype, 
     assert f.eval()(x).isfinite().all()
 
 
-def test_what_float64_does_not_hold_is_nan_and_spoils_nothing():
+def test_values_beyond_float64_give_nan_and_leave_the_statistics():
     f = SLAF(12, normalize=True, basis="monomial", dtype=torch.float64)
     assert f(1e20 * torch.randn(64, 2, dtype=torch.float64)).isnan().all()
     assert f.eval()(torch.randn(4, 2, dtype=torch.float64)).isfinite().all()
@@ -180,7 +180,7 @@ def test_only_the_gradients_that_are_needed():
 @pytest.mark.parametrize(
     "spoil", [lambda t: t.float(), lambda t: t[:-1], lambda t: t.T.contiguous().T], ids=["dtype", "shape", "strides"]
 )
-def test_statistics_that_are_none_get_a_sentence(spoil):
+def test_wrong_statistics_get_a_sentence(spoil):
     x, coeffs = case((4, 3, 5), 3, 2)
     spec = reference.spec(coeffs, "chebyshev", 1, None, "extrapolate")
     mean, variance = torch.ops.slaf_ext.slaf_moments(x, coeffs, *spec)
@@ -193,7 +193,7 @@ def test_statistics_that_are_none_get_a_sentence(spoil):
 
 
 def test_coefficients_that_depend_on_x():
-    """What flows through the coefficients is theirs to hand on: recorded or not, dx holds it once."""
+    """The part of dx that flows through the coefficients is counted once, with and without create_graph."""
     x, coeffs = case((4, 3), 1, 2)
     x.requires_grad_()
 
@@ -204,7 +204,7 @@ def test_coefficients_that_depend_on_x():
     torch.testing.assert_close(gradient(create_graph=True), gradient())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # raised within torch.func
 def test_transforms_take_the_definition():
     x, coeffs = case((4, 3), 1, 2)
     step = 1e-6

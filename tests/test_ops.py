@@ -1,4 +1,4 @@
-"""Tensors and options that the operators refuse, each with the same sentence everywhere, and those that they take."""
+"""The tensors and options that the operators accept, and the error messages for those that they refuse."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def test_the_same_sentence_from_the_function_the_operators_and_the_definition(ca
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
-    # Tensors without numbers meet the fakes instead of the kernels.
+    # Meta tensors are checked by the fake implementations instead of the kernels.
     x, coeffs = x.to("meta"), coeffs.to("meta")
     for call in (
         lambda: slaf_ext.slaf(x, coeffs, **options),
@@ -81,7 +81,7 @@ def test_no_memory_for_a_result_is_said():
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of torch, on some of its layouts
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # raised by torch for its beta layouts
 @pytest.mark.parametrize(
     "layout",
     [
@@ -130,16 +130,16 @@ def test_layouts_without_strides(layout):
                 call()
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # torch's own, on its prototypes
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # raised by torch for its prototypes
 def test_jagged_tensors():
-    """One polynomial serves the values of a jagged tensor, as relu does; rows of coefficients do not."""
+    """A jagged tensor takes one polynomial, elementwise as in relu, but not one for each group."""
     parts = [torch.randn(n, 4) for n in (3, 1, 5)]
     x = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
     module = slaf_ext.SLAF(3, init="noisy_identity")
     y = module(x)
     for one, part in zip(y.unbind(), parts, strict=True):
         assert torch.equal(one, module(part))
-    z = (y + x.relu()).values()  # the same ragged dimension
+    z = (y + x.relu()).values()  # needs the same ragged dimension in both
     z.sum().backward()
     leaf = torch.cat(parts).requires_grad_()
     coeffs_gradient, module.coeffs.grad = module.coeffs.grad, None
@@ -250,7 +250,7 @@ def test_wrong_operator_arguments(change, sentence):
             call()
 
 
-def test_a_domain_is_what_its_numbers_are_at_the_call():
+def test_a_domain_is_read_at_the_call():
     lo, hi = torch.tensor(-1.0), np.array(1.0)
     before = slaf_ext.slaf(X, A, domain=(lo, hi))
     torch.testing.assert_close(before, slaf_ext.slaf(X, A, domain=(-1, 1)))

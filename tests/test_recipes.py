@@ -1,4 +1,4 @@
-"""The recipes: what each one makes, and that it trains."""
+"""The recipes: what they build, and that it trains without diverging."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ RECIPES = ("polynomial", "bounded", "drop-in", "encrypted")
 
 @pytest.fixture
 def one_thread():
-    """Networks this small lose time by waiting for threads."""
+    """Limits torch to one thread, since synchronising threads costs networks this small more than it saves."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,7 +23,7 @@ def one_thread():
 
 
 def data_for(name):
-    """A polynomial of degree 3 in four features, or a wave of two."""
+    """512 samples of a polynomial of degree 3 in four features, or of a product of waves in two of them."""
     x = torch.randn(512, 4)
     if name in ("polynomial", "encrypted"):
         y = x[:, 0] * x[:, 1] * x[:, 2] + x[:, 3] ** 2 - 1
@@ -62,7 +62,7 @@ def test_no_recipe_diverges(name):
         losses = losses_of(training.recipe(name), 200, seed)
         assert np.isfinite(losses).all()
         assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
-        assert np.mean(losses[-8:]) < 0.8  # where a constant leaves 1
+        assert np.mean(losses[-8:]) < 0.8  # the best constant leaves 1
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -89,7 +89,7 @@ def test_what_a_recipe_makes():
     rates = np.array(rates)
     np.testing.assert_allclose(rates[:, 1], 2 * rates[:, 0])
     assert rates[:, 0].max() == pytest.approx(0.1, rel=0.01)
-    assert rates[:, 0].argmax() in (8, 9)  # 0.3 of the steps
+    assert rates[:, 0].argmax() in (8, 9)  # the peak follows 30 % of the steps
     assert rates[-1, 0] < 0.002
     for shape in ((8, 16), (8, 16, 5), (8, 16, 3, 3), (8, 16, 2, 2, 2)):
         assert r.activation(16)(torch.randn(shape)).shape == shape

@@ -1,4 +1,4 @@
-"""The operators as PyTorch's own machinery sees them: opcheck, torch.compile, export, modes, and the dispatcher."""
+"""The operators under opcheck, torch.compile, torch.export, tracers and modes, and in PyTorch's dispatcher."""
 
 import pytest
 import torch
@@ -74,8 +74,8 @@ def test_fake_and_meta_tensors():
         assert slaf_ext.slaf(x, torch.empty(8, 3)).stride() == x.stride()
 
 
-def test_who_looks_on_sees_operators_with_plain_numbers():
-    """Dispatch modes and tensor subclasses, in forward and backward, to the second order; the values stay the same."""
+def test_dispatch_modes_see_operators_with_plain_arguments():
+    """Passes to the second order show only public operators to a mode, and give the same bits as without it."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Record(TorchDispatchMode):
@@ -109,7 +109,7 @@ def test_a_tracer_before_autograd_sees_the_differentiable_operator():
     assert all(map(torch.equal, gradients, torch.autograd.grad(slaf_ext.slaf(x, coeffs).sum(), (x, coeffs))))
 
 
-@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and sizes become constants
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and tracing bakes in sizes
 def test_torch_jit_trace():
     module = slaf_ext.SLAF(3, 4, init=torch.randn(4, 4), domain=(-3, 3), outside="linear")
     traced = torch.jit.trace(module, (X,))
@@ -157,7 +157,7 @@ has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     "key", ["CUDA", "SparseCPU", "SparseCsrCPU", "MkldnnCPU", "QuantizedCPU", "NestedTensorCPU", "XPU", "MPS"]
 )
 def test_every_operator_has_an_answer_on_every_backend(key):
-    """A kernel, or the sentence that says there is none: no tensor must meet the dispatcher's own words."""
+    """Each has a kernel or raises our own error, so that users never see the dispatcher's about a missing kernel."""
     names = torch._C._dispatch_get_all_op_names()
     with_kernels = [n for n in names if n.startswith("slaf_ext::") and has_kernel(n, "CPU")]
     assert len(with_kernels) == 7

@@ -1,4 +1,4 @@
-"""Each routine does to the parameters what its formula says, and nothing else."""
+"""The training routines change the parameters by their formulas, and change no others."""
 
 import copy
 
@@ -36,7 +36,7 @@ def snapshot(model):
 COEFFS, WEIGHTS = {"1.coeffs", "3.coeffs"}, {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
-def test_two_learning_rates_share_all_parameters_out():
+def test_two_learning_rates_partition_the_parameters():
     model = network()
     slow, fast = training.param_groups(model, lr=0.1, weight_decay=0.5)
     assert {id(p) for p in slow["params"]} | {id(p) for p in fast["params"]} == {id(p) for p in model.parameters()}
@@ -52,7 +52,7 @@ def test_two_learning_rates_share_all_parameters_out():
 def test_frozen_parameters_keep_their_bits(freeze, moving):
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    train(model, optimizer)  # momentum and gradients are there when the freeze comes
+    train(model, optimizer)  # so that momentum and gradients exist before the freeze
     getattr(training, freeze)(model)
     before = snapshot(model)
     train(model, optimizer)
@@ -93,11 +93,11 @@ def test_alternating_moves_one_kind_at_a_time():
     for turn, before, after in zip(turns, history[:-1], history[1:], strict=True):
         assert {name for name in before if not torch.equal(before[name], after[name])} == (COEFFS if turn else WEIGHTS)
     resumed = network()
-    assert training.alternate(resumed, 3, 2)  # in the middle of a turn
+    assert training.alternate(resumed, 3, 2)  # resumed in the middle of a turn
     assert {name for name, p in resumed.named_parameters() if p.requires_grad} == COEFFS
     resumed[1].coeffs.grad = torch.ones_like(resumed[1].coeffs)
     training.alternate(resumed, 3, 2)
-    assert resumed[1].coeffs.grad is not None  # gradients may be accumulated over calls
+    assert resumed[1].coeffs.grad is not None  # kept, for gradients accumulated over several calls
     with pytest.raises(ValueError, match="period is 0"):
         training.alternate(model, 0, 0)
 
@@ -147,7 +147,7 @@ def test_range_penalty_and_its_gradient():
     model = nn.Sequential(SLAF(2, domain=(-1, 2), init="identity"), SLAF(2, domain=None, init="identity"))
     seen = training.range_penalty(model, 0.5)
     x = torch.tensor([[3.0, 0.5], [-4.0, -1.0]], dtype=torch.float32, requires_grad=True)
-    model(x)  # the identity: the second module's window is (-1, 1)
+    model(x)  # both are the identity, and the second's interval is that of its basis, (-1, 1)
     penalty = seen.penalty()
     assert penalty.item() == pytest.approx(0.5 * ((1 + 9) / 4 + (4 + 9) / 4))
     penalty.backward()
@@ -197,7 +197,7 @@ def test_gates():
     torch.testing.assert_close(model[1].coeffs, expected)
     before = snapshot(model)
     train(model, torch.optim.SGD(training.coefficients(model), lr=0.1), steps=1)
-    assert len(changed(before, model)) == 4  # coefficients and gates of both modules, no weight
+    assert len(changed(before, model)) == 4  # the coefficients and gates of both modules, and no weight
     y = model(x)
     training.coefficient_penalty(model, 0.0)
     with pytest.raises(ValueError, match="gates already"):
@@ -313,7 +313,7 @@ NET = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), SLAF(2, outside="extrapolate"), 
         (lambda: slaf_ext.to_polynomial(NET[2:], max_terms="a"), "max_terms is 'a'; it must be an integer"),
     ],
 )
-def test_arguments_that_are_none_get_a_sentence(call, sentence):
+def test_wrong_arguments_get_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
 

@@ -1,4 +1,4 @@
-"""Cases for the emulated kernels."""
+"""Cases for the emulated kernels, and the tolerance for their results."""
 
 import torch
 
@@ -7,9 +7,9 @@ from slaf_ext import bases
 from . import Case
 
 EXTRAPOLATE, ZERO, CLAMP, LINEAR = range(4)
-# (outer, groups, inner): what each path of `partition` serves, at odd sizes.
+# (outer, groups, inner) for each path of the partition, with sizes that leave remainders.
 LAYOUTS = {
-    "one number": (1, 1, 1),
+    "one element": (1, 1, 1),
     "shared": (1, 1, 1037),
     "shared, whole vectors": (1, 1, 2048),
     "runs of whole vectors": (3, 5, 64),
@@ -34,9 +34,9 @@ def make(
 
 
 def tolerance(case: Case) -> float:
-    """A few roundings of what the numbers are computed in."""
+    """A few rounding errors of the type that a case is computed in."""
     return 1e-12 if case.x.dtype == torch.float64 else 4e-6
 
 
 def spec_of(case: Case) -> tuple:
-    return [number for row in case.rows for number in row], 1, case.center, case.lo, case.hi, case.outside
+    return [entry for row in case.rows for entry in row], 1, case.center, case.lo, case.hi, case.outside
