@@ -67,7 +67,7 @@ def statistics_of(coeffs, seed=0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("groups", [1, 3, 64])
+@pytest.mark.parametrize("groups", [1, 67])
 @pytest.mark.parametrize("degree", [0, 1, 5, 40])
 def test_folding_is_the_formula(degree, groups, dtype):
     _, coeffs = case((1,), groups, degree, dtype)
