@@ -42,7 +42,7 @@ class SLAFParallel(ParallelStyle):
         self.use_local_output = use_local_output
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        distribute_module(module, device_mesh, None, self._with_layout, self._without_layout)
+        distribute_module(module, device_mesh, None, self._with_layout, self._without_layout)  # type: ignore[arg-type]
         for parameter in module.parameters():
             parameter.register_hook(_replicated)
         return module

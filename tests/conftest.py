@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulation import Emulator
 from machine_code import ARCHITECTURES
 from torch.utils.cpp_extension import include_paths
 
@@ -91,6 +92,17 @@ def cuda_objects(nvcc, request, tmp_path_factory):
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory):
+    """The CUDA kernels compiled for the CPU, without a sanitizer."""
+    return Emulator(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="session", params=["address", "thread"])
+def sanitized_emulator(request, tmp_path_factory):
+    return Emulator(tmp_path_factory.mktemp("emulation"), request.param)
 
 
 @pytest.fixture(autouse=True)

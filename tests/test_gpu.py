@@ -20,7 +20,8 @@ from benchmarks import cases, measure, results
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-FILES = ["values", "ops", "nn", "normalize", "properties", "numerics", "default_device"]
+OPERATORS = ["values", "ops", "tracing", "nn", "normalize", "normalize_kernels", "fold"]
+FILES = [*OPERATORS, "properties", "numerics", "default_device"]
 GRADIENTS = {
     "gradcheck": "test_gradcheck[ and (monomial or chebyshev or legendre)",
     "gradients": "not test_gradcheck[",

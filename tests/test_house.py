@@ -1,4 +1,4 @@
-"""The layers of the package: which part may import which, so that every arrow points down."""
+"""The layers of the package, which part may import which so that every arrow points down, and the length of files."""
 
 import ast
 import re
@@ -71,5 +71,6 @@ def test_private_parts_of_torch_have_one_place():
 
 
 def test_files_are_short():
-    for path in ROOT.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 350, path
+    for path in [*ROOT.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]:
+        limit = 400 if path.name == "test_benchmarks.py" else 350
+        assert len(path.read_text().splitlines()) <= limit, path
