@@ -1,9 +1,9 @@
-# make test | test-all | bench | paper | gpu OUT=folder | lint: each builds what it needs in .venv, and reuses what is there.
+# make test | test-all | fuzz | bench | paper | gpu OUT=folder | lint: each builds what it needs in .venv, and reuses what is there.
 PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) setup.py pyproject.toml
 
-.PHONY: test test-all bench paper gpu lint clean
+.PHONY: test test-all fuzz bench paper gpu lint clean
 
 test: .venv/built
 	$(PY) -m pytest -n auto -m "not slow" $(ARGS)
@@ -11,6 +11,10 @@ test: .venv/built
 # The slow tests after the others.
 test-all: test
 	$(PY) -m pytest -m slow $(ARGS)
+
+# 20,000 hostile calls; ARGS="--seed 7" repeats a run.
+fuzz: .venv/built
+	$(PY) tests/fuzz.py $(ARGS)
 
 bench: .venv/built
 	$(PY) -m benchmarks $(ARGS)

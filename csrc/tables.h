@@ -42,6 +42,10 @@ inline Recurrence prepare(const std::vector<Row>& rows) {
     r.c.push_back(k == 0 || no_c ? 0.0 : scalable ? 1.0 : rows[k].c);
     if (k > 1) one_factor = one_factor && equal(r.a[k], r.a[1]) && equal(r.b[k], r.b[1]);
   }
+  // By this factor t, psi_1 = (a_0 / a_1) t + (b_0 - b_1 a_0 / a_1), which must not be a difference of large terms.
+  if (degree > 1) {
+    one_factor = one_factor && std::abs(r.b[1] * (r.a[0] / r.a[1]) - r.b[0]) <= 4 * std::max(1.0, std::abs(r.b[0]));
+  }
   if (degree == 1) {  // a second row, the factor x, so that this table has one factor too
     r.a.push_back(1.0);
     r.b.push_back(0.0);

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from oracles import direct
 
 import slaf_ext
 from slaf_ext import bases
@@ -213,3 +214,15 @@ def test_scales_of_the_walk_stay_in_float32s_range():
         coeffs = torch.randn(7)
         want = slaf_ext.reference.slaf(x.double(), coeffs.double(), basis)
         torch.testing.assert_close(slaf_ext.slaf(x, coeffs, basis), want.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [1.0, 1e3, 1e6])
+def test_a_large_shift_in_the_second_row_costs_no_digits(shift, dtype):
+    """The walk must not write φ_1 as a difference of terms of the size of B_1."""
+    table = [(0.5, -0.5, 0.0), (-1.75, shift, -0.25)]
+    x, coeffs = torch.linspace(-1, 1, 101, dtype=dtype), torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    expected = direct(x.numpy(), coeffs.double().numpy(), table)
+    y = slaf_ext.slaf(x, coeffs, bases.Basis("shifted", table))
+    error = np.abs(y.double().numpy() - expected) / (1 + shift * np.abs(0.5 * x.double().numpy() - 0.5))
+    assert error.max() < 8 * torch.finfo(dtype).eps
