@@ -1,119 +1,20 @@
-"""What other parts of a training stack do to a SLAF: tracers, exporters, copies, files, transforms, modes."""
+"""What a training stack does to a SLAF: files, copies, transforms, autograd's modes, processes and threads."""
 
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from stack_networks import CASES, batch, network
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import slaf_ext
 from slaf_ext import SLAF, bases
-from slaf_ext.export import decompositions
-
-CASES = {
-    "default": {},
-    "shared": {"basis": "legendre", "domain": None},
-    "clamp": {"basis": "hermite_e", "outside": "clamp"},
-    "normalised": {"normalize": True, "init": "noisy_identity"},
-    "float64": {"dtype": torch.float64},
-}
-
-
-def network(groups=4, **options):
-    """A small one, in evaluation mode, which has seen a batch."""
-    dtype = options.get("dtype", torch.float32)
-    model = nn.Sequential(nn.Linear(3, 4, dtype=dtype), SLAF(5, groups, **options), nn.Linear(4, 2, dtype=dtype))
-    model(batch(dtype))
-    return model.eval()
-
-
-def batch(dtype=torch.float32, rows=16):
-    return torch.randn(rows, 3, dtype=dtype)
-
-
-# ------------------------------------------------------------------ tracers and exporters
-
-
-def test_torch_fx_leaves_a_module_whole_and_records_the_function():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-            self.coeffs = nn.Parameter(torch.randn(3))
-
-        def forward(self, x):
-            return slaf_ext.slaf(self.inner(x), self.coeffs, "legendre", outside="clamp")
-
-    model = Model()
-    traced = torch.fx.symbolic_trace(model)
-    assert traced.get_submodule("inner.1") is model.inner[1]
-    assert [str(node.target) for node in traced.graph.nodes if node.op == "call_module"] == [
-        f"inner.{i}" for i in range(3)
-    ]
-    x = batch()
-    assert torch.equal(traced(x), model(x))
-    copied = pickle.loads(pickle.dumps(traced))
-    assert torch.equal(copied(x), model(x))
-
-
-def test_torch_jit_script_names_what_works():
-    with pytest.raises(NotImplementedError, match=r"use torch.jit.trace\(model, example\) or torch.export.export"):
-        torch.jit.script(network())
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_decomposed_it_is_made_of_torchs_own_operators(case):
-    model = network(**CASES[case])
-    x = batch(CASES[case].get("dtype", torch.float32))
-    rows = torch.export.Dim("rows")
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: rows},))
-    kept = {str(node.target) for node in program.run_decompositions().graph.nodes if node.op == "call_function"}
-    assert "slaf_ext.slaf.default" in kept
-    table = {**torch.export.default_decompositions(), **decompositions()}
-    plain = program.run_decompositions(table)
-    assert all(node.target.namespace == "aten" for node in plain.graph.nodes if hasattr(node.target, "namespace"))
-    more = batch(x.dtype, 7)
-    torch.testing.assert_close(plain.module()(more), model(more))
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CASES)
-def test_onnx(case, tmp_path):
-    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
-    runtime = pytest.importorskip("onnxruntime")
-    dtype = CASES[case].get("dtype", torch.float32)
-    model = network(1 if case == "shared" else 4, **CASES[case])
-    path = tmp_path / "model.onnx"
-    shapes = ({0: torch.export.Dim("rows")},)
-    torch.onnx.export(model, (batch(dtype),), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    x = 3 * batch(dtype, 7)
-    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
-@pytest.mark.parametrize("outside", ["extrapolate", "clamp", "linear"])
-@pytest.mark.parametrize("basis", bases.names())
-def test_onnx_of_every_basis(basis, outside, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    # A fit by Laguerre's polynomials has coefficients of 2,000, whose terms cancel in float32.
-    model = SLAF(4, 2, basis=basis, domain=(-3, 3), outside=outside, dim=-1, init="variance_preserving")
-    torch.onnx.export(model, (torch.randn(3, 4),), str(tmp_path / "model.onnx"), dynamo=True, verbose=False)
-    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    x = 2 * torch.randn(3, 4)
-    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
-
 
 # ------------------------------------------------------------------ files and copies
 
@@ -286,47 +187,52 @@ def test_autocast_keeps_the_dtype_of_x(dtype):
     assert not torch.equal(model[1].coeffs, before)
 
 
-# ------------------------------------------------------------------ torch.compile
+class Labelled(torch.Tensor):
+    """A subclass that changes nothing."""
 
 
-def compiled(model, x, **options):
-    """What a step of a compiled model returns, and the operators of its graphs."""
-    found = set()
-
-    def record(graph, inputs):
-        found.update(str(node.target) for node in graph.graph.nodes)
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=record, bw_compiler=record)
-    y = torch.compile(model, backend=backend, fullgraph=True, **options)(x)
-    return (y, *torch.autograd.grad(y.square().sum(), (x, *model.parameters()))), found
-
-
-@pytest.mark.parametrize("outside", ["extrapolate", "clamp"])
-@pytest.mark.parametrize("groups", [1, 4])
-def test_the_normalised_form_is_fused_in_a_compiled_step(groups, outside):
-    options = {"normalize": True, "init": "noisy_identity", "outside": outside}
-    model, twin = SLAF(5, groups, **options), SLAF(5, groups, **options)
-    twin.load_state_dict(model.state_dict())
-    x = torch.randn(16, 4, requires_grad=True)
-    y = twin(x)
-    expected = (y, *torch.autograd.grad(y.square().sum(), (x, twin.coeffs)))
-    got, operators = compiled(model, x)
-    for mine, true in zip(got, expected, strict=True):
-        torch.testing.assert_close(mine, true)
-    assert {f"slaf_ext.slaf_{name}.default" for name in ("moments", "fold", "normalized_backward")} <= operators
-    assert "slaf_ext.slaf.default" in operators
-    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
+def test_a_subclass_of_tensor_stays_one():
+    x = torch.randn(4, 2).as_subclass(Labelled).requires_grad_()
+    f, normalised = SLAF(3, 2), SLAF(3, 2, normalize=True)
+    for module in (f, normalised):
+        y = module(x)
+        assert isinstance(y, Labelled)
+        (dx,) = torch.autograd.grad(y.square().sum(), x)
+        plain = x.detach().as_subclass(torch.Tensor).requires_grad_()
+        (expected,) = torch.autograd.grad(module(plain).square().sum(), plain)
+        assert torch.equal(dx.as_subclass(torch.Tensor), expected)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("training", [True, False])
-def test_one_graph_serves_every_size_of_batch(case, training):
-    model, dtype = network(**CASES[case]).train(training), CASES[case].get("dtype", torch.float32)
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    step = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
-    for rows in (16, 5, 33, 8):
-        x = batch(dtype, rows)
-        torch.testing.assert_close(step(x), copy.deepcopy(model)(x) if training else model(x))
-    assert counter.frame_count == 1
+def step(seed=0):
+    """A forward and a backward pass that are shared among threads."""
+    x = torch.randn(2**17, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    f = SLAF(8, 4)
+    return [t.numpy() for t in torch.autograd.grad(f(x).square().sum(), (x, f.coeffs))]
+
+
+def put_step(queue, differentiated):
+    torch.set_num_threads(1)  # as the workers of a DataLoader do: in a forked process torch's own threads hang
+    queue.put([float(t.sum()) for t in (step() if differentiated else [SLAF(3)(torch.ones(2**17)).detach()])])
+
+
+@pytest.mark.cpu("a process of CUDA cannot be forked")
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_starts_after_use(method):
+    spawned = method == "spawn"  # autograd does not work in a forked process
+    expected = [float(t.sum()) for t in (step() if spawned else [SLAF(3)(torch.ones(2**17)).detach()])]
+    context = torch.multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=put_step, args=(queue, spawned), daemon=True)
+    process.start()
+    try:
+        assert queue.get(timeout=60) == expected
+    finally:
+        process.kill()
+
+
+def test_threads_of_python_give_the_bits_of_one():
+    expected = [step(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        for got, alone in zip(threads.map(step, range(8)), expected, strict=True):
+            assert all(np.array_equal(mine, true) for mine, true in zip(got, alone, strict=True))
