@@ -103,6 +103,7 @@ def tensor_parallel(mesh, number):
                 y = model(x)
                 y.square().mean().backward()
                 optimizer.step()
+        assert ours[1].coeffs.grad.placements == (Replicate(),)  # summed once, and not in each step of the optimizer
         for (name, mine), true in zip(ours.named_parameters(), alone.parameters(), strict=True):
             assert isinstance(mine, DTensor)
             torch.testing.assert_close(mine.full_tensor(), true, msg=lambda m, n=name: f"{n}: {m}")
