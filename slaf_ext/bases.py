@@ -81,7 +81,7 @@ class Basis:
 
     def __reduce__(self):
         # A registered basis is pickled by its name: its recurrence is usually a lambda.
-        if _REGISTRY.get(self.name) is self:
+        if registered_name(self) is not self:
             return get, (self.name,)
         return Basis, (self.name, self.recurrence, self.domain)
 
@@ -201,6 +201,11 @@ def check_interval(interval: Sequence[float], what: str) -> tuple[float, float]:
     if not (lo < hi and math.isfinite(lo) and math.isfinite(hi)):
         raise ValueError(f"{what} is ({lo}, {hi}); it needs finite ends with lo < hi")
     return lo, hi
+
+
+def registered_name(basis: str | Basis) -> str | Basis:
+    """The name of a registered basis, for whoever cannot record the object; any other basis as it is."""
+    return basis.name if isinstance(basis, Basis) and _REGISTRY.get(basis.name) is basis else basis
 
 
 def get(basis: str | Basis) -> Basis:

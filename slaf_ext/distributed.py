@@ -20,9 +20,10 @@ from torch.distributed.tensor.placement_types import Placement
 class SLAFParallel(ParallelStyle):
     """How `torch.distributed.tensor.parallel.parallelize_module` treats a SLAF between two sharded layers.
 
-    Every rank applies the module to its shard of x. The coefficients are replicated, and their gradients summed over
-    the ranks. Of the normalised form, whose statistics need every element of a group, a shard of whole groups is
-    normalised where it is, and any other is gathered first.
+    Every rank applies the module to its shard of x; all shards must have the same size, and the mesh one dimension.
+    The coefficients are replicated, and their gradients summed over the ranks. Of the normalised form, whose
+    statistics need every element of a group, a shard of whole groups is normalised where it is, and any other is
+    gathered first.
 
     Args:
         input_layout: how x, a plain tensor on each rank, is sharded: by default along its last dimension, as
@@ -38,13 +39,16 @@ class SLAFParallel(ParallelStyle):
 
     def __init__(self, *, input_layout: Placement | None = None, use_local_output: bool = True) -> None:
         super().__init__()
+        if not (input_layout is None or isinstance(input_layout, (Shard, Replicate))):
+            raise ValueError(f"input_layout is {input_layout!r}; it must be a Shard(dim) or Replicate()")
         self.input_layout = Shard(-1) if input_layout is None else input_layout
         self.use_local_output = use_local_output
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         distribute_module(module, device_mesh, None, self._with_layout, self._without_layout)  # type: ignore[arg-type]
         for parameter in module.parameters():
-            parameter.register_hook(_replicated)
+            if parameter.requires_grad:
+                parameter.register_hook(_replicated)
         return module
 
     def _with_layout(self, module: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
@@ -55,6 +59,14 @@ class SLAFParallel(ParallelStyle):
 
     def _without_layout(self, module: nn.Module, y: DTensor, mesh: DeviceMesh) -> Tensor:
         return y.redistribute(placements=(self.input_layout,)).to_local() if self.use_local_output else y
+
+
+def beside(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor, the same on every rank, as a DTensor if the other is one."""
+    if not isinstance(other, DTensor):
+        return tensor
+    mesh = other.device_mesh
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _replicated(gradient: DTensor) -> DTensor:

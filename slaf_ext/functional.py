@@ -8,7 +8,7 @@ from torch.fx import Proxy
 
 from . import ops, reference
 from .arguments import Spec, check_eps, check_floating, check_groups, check_tensor, check_tensors, spec
-from .bases import Basis, check_integer
+from .bases import Basis, check_integer, registered_name
 from .torch_private import is_traced_before_autograd, is_traced_by_jit
 
 
@@ -65,7 +65,7 @@ def slaf(
     """
     if isinstance(x, Proxy):  # torch.fx records the call
         place = {"dim": dim, "domain": domain, "outside": outside}
-        return x.tracer.create_proxy("call_function", slaf, (x, coeffs, basis), place)
+        return x.tracer.create_proxy("call_function", slaf, (x, coeffs, registered_name(basis)), place)
     check_tensor(x)
     return _evaluate(x, coeffs, spec(coeffs, basis, dim, domain, outside))
 

@@ -139,7 +139,8 @@ class SLAF(nn.Module):
             self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Proxy):  # torch.fx: the module stays whole, as those of torch.nn do
+        if isinstance(x, Proxy) and type(self).forward is SLAF.forward and getattr(x.tracer, "root", None) is not self:
+            # torch.fx keeps the module whole, as those of torch.nn.
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         place: dict[str, Any] = {"dim": self.dim, "domain": self.domain, "outside": self.outside}
         if not self.normalize:

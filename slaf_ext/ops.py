@@ -116,7 +116,7 @@ class SlafBackwardFunction(torch.autograd.Function):
                 # The backward of S(x, D a) in x and D a, then D's transpose from D a to a.
                 needs = ctx.needs_input_grad[1:3]
                 dx, d_slopes = slaf_backward(v * g, x, slopes, slopes_spec, *needs)
-                da = (d_slopes.double() @ _matrix_on(a.device, ctx.spec).T).to(a.dtype) if needs[1] else None
+                da = (d_slopes.double() @ _matrix_beside(a, ctx.spec).T).to(a.dtype) if needs[1] else None
                 dx = dx if needs[0] else None
         if w is not None:
             if ctx.needs_input_grad[0]:
@@ -174,7 +174,7 @@ def differentiated(coeffs: Tensor, spec: Spec) -> tuple[Tensor, Spec]:
             f"the derivatives of this basis at degree {coeffs.shape[-1] - 1} lose digits as coefficients; use "
             "torch.autograd.grad(y.sum(), x, create_graph=True)"
         )
-    slopes = (coeffs.double() @ _matrix_on(coeffs.device, spec)).to(torch.promote_types(coeffs.dtype, torch.float32))
+    slopes = (coeffs.double() @ _matrix_beside(coeffs, spec)).to(torch.promote_types(coeffs.dtype, torch.float32))
     return slopes, spec._replace(outside=DERIVATIVE[spec.outside])
 
 
@@ -193,10 +193,15 @@ def _cached_matrix(recurrence: tuple[float, ...], lo: float, hi: float) -> tuple
     return tuple(_C.usable_derivative_matrix(list(recurrence), lo, hi)) or None
 
 
-def _matrix_on(device: torch.device, spec: Spec) -> Tensor:
-    """D as a float64 tensor."""
+def _matrix_beside(coeffs: Tensor, spec: Spec) -> Tensor:
+    """D as a float64 tensor that can be multiplied with coeffs."""
     K = len(spec.recurrence) // 3 + 1
-    return torch.tensor(_matrix(spec), dtype=torch.float64, device=device).view(K, K)
+    matrix = torch.tensor(_matrix(spec), dtype=torch.float64, device=coeffs.device).view(K, K)
+    if type(coeffs) in (Tensor, Parameter) or "torch.distributed.tensor" not in sys.modules:
+        return matrix
+    from . import distributed
+
+    return distributed.beside(matrix, coeffs)
 
 
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,6 +293,8 @@ def _differentiable_slaf_backward(grad_output, x, coeffs, *spec_and_needs):
 DECOMPOSITIONS: dict[Any, Callable] = {
     torch.ops.slaf_ext.slaf.default: reference.expand,
     torch.ops.slaf_ext.slaf_backward.default: reference.gradients,
+    torch.ops.slaf_ext.slaf_moments.default: reference.moments,
+    torch.ops.slaf_ext.slaf_fold.default: reference.folded,
 }
 for _operator, _definition in DECOMPOSITIONS.items():
     register_decomposition(_operator, _definition)

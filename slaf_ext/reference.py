@@ -104,6 +104,17 @@ def gradients(grad_output: Tensor, x: Tensor, coeffs: Tensor, *spec_and_needs) -
     return dx, da
 
 
+def moments(x: Tensor, coeffs: Tensor, *spec) -> tuple[Tensor, Tensor]:
+    """The mean and the biased variance of each φ_k(x), as `slaf_moments` returns them."""
+    _, mean, variance = normalized(x, coeffs, *spec, eps=1.0)
+    return mean, variance
+
+
+def folded(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float, in_double: bool) -> Tensor:
+    """:func:`fold` in the dtype in which `slaf_fold` returns it."""
+    return fold(coeffs, mean, variance, eps).to(torch.float64 if in_double else torch.float32)
+
+
 def normalized(
     x: Tensor, coeffs: Tensor, recurrence: Sequence[float], dim: int, *window, eps: float, sync: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

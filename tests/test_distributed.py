@@ -59,8 +59,18 @@ def sharded_operator(mesh, number):
         torch.testing.assert_close(got.full_tensor(), y, msg=lambda m, w=what: f"{w}: {m}")
         for mine, true in zip(torch.autograd.grad(total, (dx, dcoeffs)), expected, strict=True):
             torch.testing.assert_close(mine.full_tensor(), true, msg=lambda m, w=what: f"{w}: {m}")
+    dx = distribute_tensor(torch.randn(6, 12), mesh, [Shard(0)]).requires_grad_()
+    dcoeffs = distribute_tensor(torch.randn(2, 5), mesh, [Replicate()]).requires_grad_()
+    x, coeffs = (t.full_tensor().detach().requires_grad_() for t in (dx, dcoeffs))
+    pairs = (dx, dcoeffs), (x, coeffs)
+    losses = [sum(y.square().sum() for y in slaf_ext.derivatives(*pair, 2)) for pair in pairs]
+    slopes = (torch.autograd.grad(slaf_ext.slaf(*p).square().sum(), p[0], create_graph=True) for p in pairs)
+    for ours, alone in (losses, [slope.square().sum() for (slope,) in slopes]):
+        gradients = torch.autograd.grad(ours, (dx, dcoeffs)), torch.autograd.grad(alone, (x, coeffs))
+        for mine, true in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine.full_tensor(), true)
     with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
-        slaf_ext.slaf(dx, coeffs.detach(), dim=dim)
+        slaf_ext.slaf(dx, coeffs.detach())
 
 
 def sharded_normalised(mesh, number):
@@ -90,6 +100,7 @@ def network(groups=1, **options):
 
 
 def tensor_parallel(mesh, number):
+    parallelize_module(SLAF(2).requires_grad_(False), mesh, SLAFParallel())
     for options in ({}, {"groups": 4}, {"groups": 4, "normalize": True}):
         alone, ours = network(**options), network(**options)
         plan = {"0": ColwiseParallel(), "1": SLAFParallel(), "2": RowwiseParallel()}
@@ -122,6 +133,11 @@ def data_parallel(mesh, number):
                 optimizer.step()
         for mine, true in zip(ours.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.full_tensor() if isinstance(mine, DTensor) else mine, true)
+
+
+def test_a_wrong_layout_gets_a_sentence():
+    with pytest.raises(ValueError, match=r"input_layout is 'shard'; it must be a Shard\(dim\) or Replicate\(\)"):
+        SLAFParallel(input_layout="shard")
 
 
 @pytest.mark.parametrize("work", [sharded_operator, sharded_normalised, tensor_parallel, data_parallel])

@@ -39,6 +39,18 @@ def test_torch_fx_leaves_a_module_whole_and_records_the_function():
     assert torch.equal(copied(x), model(x))
 
 
+class Doubled(SLAF):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, nn.Sequential])
+@pytest.mark.parametrize("make", [SLAF, Doubled])
+def test_torch_fx_traces_subclasses_and_a_module_by_itself(make, wrap):
+    model, x = wrap(make(3, 2, outside="clamp")), batch()[:, :2]
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_torch_jit_script_names_what_works():
     with pytest.raises(NotImplementedError, match=r"use torch.jit.trace\(model, example\) or torch.export.export"):
         torch.jit.script(network())
@@ -57,6 +69,15 @@ def test_decomposed_it_is_made_of_torchs_own_operators(case):
     assert all(node.target.namespace == "aten" for node in plain.graph.nodes if hasattr(node.target, "namespace"))
     more = batch(x.dtype, 7)
     torch.testing.assert_close(plain.module()(more), model(more))
+
+
+def test_decomposed_in_training_mode_too():
+    model, x = network(**CASES["normalised"]).train(), batch()
+    expected = copy.deepcopy(model)(x)
+    program = torch.export.export(model, (x,))
+    plain = program.run_decompositions({**torch.export.default_decompositions(), **decompositions()})
+    assert not any("slaf_ext" in str(node.target) for node in plain.graph.nodes)
+    torch.testing.assert_close(plain.module()(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore")
