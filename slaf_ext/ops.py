@@ -21,7 +21,7 @@ from torch.compiler import assume_constant_result, is_compiling
 from torch.nn import Parameter
 
 from . import fakes, reference
-from .arguments import DERIVATIVE, OUTSIDE, Spec, check_dense
+from .arguments import DERIVATIVE, OUTSIDE, Spec, check_arguments, check_dense
 from .extension import _C, has_cuda_kernels
 from .torch_private import (
     argument_names,
@@ -130,10 +130,14 @@ class SlafBackwardFunction(torch.autograd.Function):
 
 def _forward(x: Tensor, coeffs: Tensor, spec: Spec) -> Tensor:
     """S(x, a) below autograd."""
-    if _observed(x, x, coeffs):
-        with below_autograd():
-            return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
-    return _slaf(x, coeffs, spec.packed)
+    try:
+        if _observed(x, x, coeffs):
+            with below_autograd():
+                return torch.ops.slaf_ext.slaf.default(x, coeffs, *spec)
+        return _slaf(x, coeffs, spec.packed)
+    except RuntimeError:
+        check_arguments(x, coeffs, *spec)  # torch 2.15 makes the kernels' ValueError a RuntimeError
+        raise
 
 
 def _backward(grad_output: Tensor, x: Tensor, coeffs: Tensor, spec: Spec, *needs: bool) -> tuple[Tensor, Tensor]:
@@ -214,7 +218,11 @@ def _normalized(x: Tensor, coeffs: Tensor, *spec_and_eps) -> tuple[Tensor, Tenso
     *spec, eps = spec_and_eps
     if spec[-1] not in (OUTSIDE["extrapolate"], OUTSIDE["clamp"]) or not _is_fused(x):
         return reference.normalized(x, coeffs, *spec, eps=eps)
-    return NormalizedFunction.apply(x, coeffs, eps, *spec)
+    try:
+        return NormalizedFunction.apply(x, coeffs, eps, *spec)
+    except RuntimeError:
+        check_arguments(x, coeffs, *spec)  # as in _forward
+        raise
 
 
 def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
