@@ -170,7 +170,7 @@ def sizes() -> Iterator[Unit]:
     """Time against the number of elements."""
     for log in range(10, 27, 2):
         if log <= 20 or 24 * 4 * 2**log < MEMORY:  # eager forms hold 24 tensors
-            eager = ["naive", "horner", "clenshaw"] if log <= 24 else []
+            eager = EAGER if log <= 24 else ()
             yield times("sizes", Case(shape=(2**log,)), ["relu", "fused", "compiled horner", *eager], 6)
 
 

@@ -192,7 +192,7 @@ def page(results: list[Results]) -> str:
     """REPORT.md."""
     table = frame(results)
     how = "[how each number is measured](../README.md)"
-    head = ["# Every table of the benchmarks", paragraph(f"Written by `python -m benchmarks report`; {how}.")]
+    head = ["# Every table of the benchmarks", paragraph(f"Written by `python -m benchmarks report --publish`; {how}.")]
     head += [f"![{caption}](figures/{name}.png)" for name, (caption, *_) in figures.FIGURES.items()]
     return "\n\n".join([*head, *origins(results), *bars(table), *details(table)]) + "\n"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -153,9 +154,17 @@ def _observed(grad_output: Tensor, x: Tensor, coeffs: Tensor) -> bool:
     plain = (Tensor, Parameter)
     if type(grad_output) in plain and type(x) in plain and type(coeffs) in plain:
         return x.is_meta or dispatch_stack_depth() > 0
-    if "torch.distributed.tensor" in sys.modules:  # without it there are no DTensors, and it is slow to import
-        from . import distributed  # noqa: F401, its sharding rules
+    _distributed()
     return True
+
+
+def _distributed() -> ModuleType | None:
+    """The rules for DTensors, once there can be some: torch's own module of them is slow to import."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return None
+    from . import distributed
+
+    return distributed
 
 
 def _slaf_of_nested(x: Any, coeffs: Tensor, spec: Spec) -> Tensor:
@@ -201,11 +210,8 @@ def _matrix_beside(coeffs: Tensor, spec: Spec) -> Tensor:
     """D as a float64 tensor that can be multiplied with coeffs."""
     K = len(spec.recurrence) // 3 + 1
     matrix = torch.tensor(_matrix(spec), dtype=torch.float64, device=coeffs.device).view(K, K)
-    if type(coeffs) in (Tensor, Parameter) or "torch.distributed.tensor" not in sys.modules:
-        return matrix
-    from . import distributed
-
-    return distributed.beside(matrix, coeffs)
+    rules = _distributed()
+    return rules.beside(matrix, coeffs) if rules else matrix
 
 
 def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -99,21 +99,24 @@ def network(groups=1, **options):
     return nn.Sequential(nn.Linear(6, 8), SLAF(5, groups, **options), nn.Linear(8, 2))
 
 
+def train(model, make_optimizer, part=lambda x: x):
+    """Three steps on the same batches for every model, or on its part of them."""
+    torch.manual_seed(2)
+    optimizer = make_optimizer(model.parameters(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(part(torch.randn(10, 6))).square().mean().backward()
+        optimizer.step()
+
+
 def tensor_parallel(mesh, number):
     parallelize_module(SLAF(2).requires_grad_(False), mesh, SLAFParallel())
     for options in ({}, {"groups": 4}, {"groups": 4, "normalize": True}):
         alone, ours = network(**options), network(**options)
         plan = {"0": ColwiseParallel(), "1": SLAFParallel(), "2": RowwiseParallel()}
         parallelize_module(ours, mesh, plan)
-        for model in (alone, ours):
-            torch.manual_seed(2)
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-            for _ in range(3):
-                x = torch.randn(10, 6)
-                optimizer.zero_grad()
-                y = model(x)
-                y.square().mean().backward()
-                optimizer.step()
+        train(alone, torch.optim.Adam)
+        train(ours, torch.optim.Adam)
         assert ours[1].coeffs.grad.placements == (Replicate(),)  # summed once, and not in each step of the optimizer
         for (name, mine), true in zip(ours.named_parameters(), alone.parameters(), strict=True):
             assert isinstance(mine, DTensor)
@@ -123,14 +126,8 @@ def tensor_parallel(mesh, number):
 def data_parallel(mesh, number):
     for wrap in (lambda m: DistributedDataParallel(m), lambda m: fully_shard(m, mesh=mesh)):
         alone, ours = network(4), wrap(network(4))
-        for model in (alone, ours):
-            torch.manual_seed(2)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-            for _ in range(3):
-                x = torch.randn(10, 6)
-                optimizer.zero_grad()
-                model(x if model is alone else x.chunk(RANKS)[number]).square().mean().backward()
-                optimizer.step()
+        train(alone, torch.optim.SGD)
+        train(ours, torch.optim.SGD, lambda x: x.chunk(RANKS)[number])
         for mine, true in zip(ours.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.full_tensor() if isinstance(mine, DTensor) else mine, true)
 

@@ -210,20 +210,24 @@ def step(seed=0):
     return [t.numpy() for t in torch.autograd.grad(f(x).square().sum(), (x, f.coeffs))]
 
 
-def put_step(queue, differentiated):
+def sums(method):
+    """Those of a step's results; autograd does not work in a forked process, which gets a forward pass alone."""
+    return [float(t.sum()) for t in (step() if method == "spawn" else [SLAF(3)(torch.ones(2**17)).detach()])]
+
+
+def put_sums(queue, method):
     torch.set_num_threads(1)  # as the workers of a DataLoader do: in a forked process torch's own threads hang
-    queue.put([float(t.sum()) for t in (step() if differentiated else [SLAF(3)(torch.ones(2**17)).detach()])])
+    queue.put(sums(method))
 
 
 @pytest.mark.cpu("a process of CUDA cannot be forked")
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_process_that_starts_after_use(method):
-    spawned = method == "spawn"  # autograd does not work in a forked process
-    expected = [float(t.sum()) for t in (step() if spawned else [SLAF(3)(torch.ones(2**17)).detach()])]
+    expected = sums(method)
     context = torch.multiprocessing.get_context(method)
     queue = context.Queue()
-    process = context.Process(target=put_step, args=(queue, spawned), daemon=True)
+    process = context.Process(target=put_sums, args=(queue, method), daemon=True)
     process.start()
     try:
         assert queue.get(timeout=60) == expected
