@@ -11,7 +11,7 @@ from .ops import DECOMPOSITIONS
 def decompositions() -> dict[Any, Callable]:
     """The package's operators in terms of torch's own, for ``ExportedProgram.run_decompositions``.
 
-    All but the backward pass of the normalised form. torch.onnx.export uses them by itself. Without them an exported
+    All but the backward pass of the normalised form. torch.onnx.export needs none of them. Without them an exported
     program keeps the fused operators, which AOTInductor runs.
 
     Example:

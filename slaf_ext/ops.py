@@ -34,7 +34,6 @@ from .torch_private import (
     is_traced_by_jit,
     is_transformed,
     jagged_sizes,
-    register_decomposition,
     unwrap_if_dead,
 )
 
@@ -222,7 +221,8 @@ def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Te
 
 def _normalized(x: Tensor, coeffs: Tensor, *spec_and_eps) -> tuple[Tensor, Tensor, Tensor]:
     *spec, eps = spec_and_eps
-    if spec[-1] not in (OUTSIDE["extrapolate"], OUTSIDE["clamp"]) or not _is_fused(x):
+    is_fused = spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"]) and _is_fused(x)
+    if not is_fused or _is_exporting_to_onnx():
         return reference.normalized(x, coeffs, *spec, eps=eps)
     try:
         return NormalizedFunction.apply(x, coeffs, eps, *spec)
@@ -241,6 +241,13 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     # Users may have converted a module's statistics.
     mean, variance = mean.double().contiguous(), variance.double().contiguous()
     return torch.ops.slaf_ext.slaf_fold.default(coeffs, mean, variance, eps, True)
+
+
+def _is_exporting_to_onnx() -> bool:
+    """Whether torch.onnx.export records the call, which has standard operators alone. A decomposition in torch's own
+    table would serve it too, but keeps torch.compile from calling the operator where the environment has CI."""
+    # Outside a tracer there is nothing to ask, and the first question costs 20 ms.
+    return dispatch_stack_depth() > 0 and torch.onnx.is_in_onnx_export()
 
 
 def _is_fused(tensor: Tensor) -> bool:
@@ -293,6 +300,8 @@ def is_beyond_float32(x: Tensor, variance: Tensor) -> bool:
 def _differentiable_slaf(x, coeffs, *spec):
     check_dense(x)
     check_dense(coeffs, "coeffs")
+    if _is_exporting_to_onnx():
+        return reference.expand(x, coeffs, *spec)
     return slaf(x, coeffs, Spec(*spec))
 
 
@@ -310,8 +319,6 @@ DECOMPOSITIONS: dict[Any, Callable] = {
     torch.ops.slaf_ext.slaf_moments.default: reference.moments,
     torch.ops.slaf_ext.slaf_fold.default: reference.folded,
 }
-for _operator, _definition in DECOMPOSITIONS.items():
-    register_decomposition(_operator, _definition)
 
 _fakes: dict[str, Callable] = {
     "slaf": fakes.slaf,

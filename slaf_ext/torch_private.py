@@ -62,12 +62,6 @@ def direct_call(operator: Any) -> Callable[..., Any]:
     return operator._op
 
 
-def register_decomposition(operator: Any, definition: Callable[..., Any]) -> None:
-    """Tells torch.onnx.export, and whoever asks for it, what standard operators an operator is made of; torch.compile
-    keeps the operator. Without it: pass the decomposition to each `ExportedProgram.run_decompositions`."""
-    torch._decomp.register_decomposition(operator)(definition)
-
-
 def argument_names(operator: Any) -> list[str]:
     """The names in an operator's schema. Without it: write them out beside the schema's name."""
     return [argument.name for argument in operator._schema.arguments]

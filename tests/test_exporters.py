@@ -82,7 +82,7 @@ def test_decomposed_in_training_mode_too():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
-def test_onnx(case, tmp_path):
+def test_onnx_of_a_module(case, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
     runtime = pytest.importorskip("onnxruntime")
     dtype = CASES[case].get("dtype", torch.float32)
@@ -93,6 +93,19 @@ def test_onnx(case, tmp_path):
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = 3 * batch(dtype, 7)
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_onnx_of_an_exported_program(training, strict, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model, x = network(**CASES["normalised"]).train(training), batch()
+    program = torch.export.export(model, (x,), strict=strict)
+    torch.onnx.export(program, (x,), str(tmp_path / "model.onnx"), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    y = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -152,6 +165,16 @@ def test_one_graph_serves_every_size_of_batch(case, training):
         x = batch(dtype, rows)
         torch.testing.assert_close(step(x), copy.deepcopy(model)(x) if training else model(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_runs_the_fused_operators_in_continuous_integration(monkeypatch):
+    # Where CI is set, inductor refuses an operator that torch could decompose.
+    monkeypatch.setenv("CI", "true")
+    model, x = network(**CASES["normalised"]).train(), batch()
+    expected = copy.deepcopy(model)(x)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), expected)
 
 
 @pytest.mark.slow
