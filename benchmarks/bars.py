@@ -46,9 +46,20 @@ def _at(shape: tuple[int, ...], degree: int = 8, layout: str = "contiguous") -> 
     return {"shape": shape, "degree": degree, "layout": layout}
 
 
+def _of_kan(at: dict, least: float | None) -> list[Bar]:
+    """Of a layer with a polynomial of degree n on every edge. ChebyKAN holds all terms, several times."""
+    name, where = f"KAN {at['shape'][-1]}, n = {at['degree']}", ("kan",)
+    return [
+        Bar(f"{name}: kan / product", "kan", "kan product", "≤", 1.25, at, where),
+        *([Bar(f"{name}: chebykan / kan", "chebykan", "kan", "≥", least, at, where)] if least else []),
+        Bar(f"{name}: peak / chebykan", "kan", "chebykan", "≤", 0.2, at, where, "peak"),
+    ]
+
+
 _ROOFS = {"degree 3": _at(FLAT, 3), "degree 8": _at(FLAT), "degree 16": _at(FLAT, 16), "2^24 elements": _at(LARGE),
           "per channel": _at(IMAGE), "NHWC": _at(IMAGE, 8, "channels_last"), "per feature": _at(ROWS)}  # fmt: skip
 _NORMALIZED = {"per channel": _at(IMAGE, 5), "NHWC": _at(IMAGE, 5, "channels_last")}
+_KAN = [(_at((4096, 256), 3), None), (_at((4096, 256), 5), None), (_at((4096, 256)), 1.9), (_at((1024, 1024), 3), 1.6)]
 _NETWORKS = [{"network": name, "kind": "network"} for name in ("mlp", "resnet", "vit")]
 _CPU = (
     Bar("degree 3: fused / gelu", "fused", "gelu", "≤", 0.6, _at(FLAT, 3)),
@@ -62,6 +73,7 @@ _CPU = (
     *(Bar(f"degree {n}: peak, fused / relu", "fused", "relu", "≤", 1.01, {"degree": n}, ("memory",), "peak")
       for n in (3, 8, 16)),
     Bar("saved bytes: fused / (x, coeffs)", "fused", "inputs", "≤", 1, {"degree": 8}, ("memory",), "saved"),
+    *(bar for at, least in _KAN for bar in _of_kan(at, least)),
     Bar("a call: fused / python function", "fused", "python function", "≤", 1.35, {}, ("calls",), group="GPU"),
 )  # fmt: skip
 

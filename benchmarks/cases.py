@@ -28,6 +28,7 @@ PRODUCT_SIDE = 512
 COMPILED = ("compiled horner", "compiled clenshaw", "autotuned horner", "autotuned clenshaw", "compiled naive")
 EAGER = ("naive", "horner", "clenshaw")
 NORMALIZING = ("normalized", "batchnorm + relu")
+KAN = ("kan", "kan product", "chebykan")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Case:
     shape: tuple[int, ...] = (2**20,)
     degree: int = 8
     basis: str = "chebyshev"
-    sharing: str = "layer"  # what shares a polynomial: the layer, each of 8 groups of channels, each channel or feature
+    sharing: str = (
+        "layer"  # what shares a polynomial: the layer, each of 8 groups of channels, each channel or feature;
+    )
+    # or "edge": none does, in a layer of as many outputs
     layout: str = "contiguous"
     dtype: str = "fp32"
     passes: str = "both"  # or "forward", without a graph, or "backward" alone
@@ -166,6 +170,14 @@ def networks() -> Iterator[Unit]:
         yield Unit("networks", "network", entries, 40)
 
 
+def kan() -> Iterator[Unit]:
+    """KANLinear, its matrix products alone, and ChebyKAN."""
+    for shape, degree in (((4096, 256), 3), ((4096, 256), 5), ((4096, 256), 8), ((1024, 1024), 3)):
+        case = Case(shape=shape, degree=degree, sharing="edge")
+        yield times("kan", case, KAN, 10)
+        yield Unit("kan", "memory", tuple(Entry(v, case) for v in (KAN[0], KAN[2])), 0)
+
+
 def sizes() -> Iterator[Unit]:
     """Time against the number of elements."""
     for log in range(10, 27, 2):
@@ -263,11 +275,11 @@ def quick() -> Iterator[Unit]:
 
 def full() -> Iterator[Unit]:
     """All of the CPU's presets."""
-    parts = networks(), sizes(), degrees(), threads(), every_basis(), forms()
+    parts = networks(), kan(), sizes(), degrees(), threads(), every_basis(), forms()
     return itertools.chain(headline(full=True), memory(full=True), *parts)
 
 
-_ALL = quick, full, headline, memory, networks, sizes, degrees, threads, every_basis, forms, gpu, gpu_networks
+_ALL = quick, full, headline, memory, networks, kan, sizes, degrees, threads, every_basis, forms, gpu, gpu_networks
 PRESETS = {{"every_basis": "bases"}.get(f.__name__, f.__name__.replace("_", "-")): f for f in _ALL}
 
 

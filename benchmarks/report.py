@@ -14,7 +14,7 @@ import tabulate
 from . import analysis, figures
 from .analysis import costs, describe, duration, frame, label, mebibytes, pick, ratio, roof, short, spread, units
 from .bars import verdicts
-from .cases import NORMALIZING, PRESETS, ROOFS
+from .cases import KAN, NORMALIZING, PRESETS, ROOFS
 from .environment import ROOT
 from .results import Results
 
@@ -55,6 +55,8 @@ def paragraph(text: str) -> str:
 def unit_table(unit: pd.DataFrame) -> list[str]:
     """A row for each variant, and a sentence for each that was not timed."""
     yardsticks = {"/relu": "relu", "/fused": "fused"}
+    if pick(unit, *KAN) is not None:
+        yardsticks = {"/product": KAN[1], "/kan": KAN[0]}
     if pick(unit, *NORMALIZING) is not None:
         yardsticks = {"/bn+relu": NORMALIZING[1], "/norm.": NORMALIZING[0]}
     others = {column: pick(unit, name) for column, name in yardsticks.items()}
@@ -161,7 +163,7 @@ def details(table: pd.DataFrame) -> list[str]:
         of, made = table[table.suite == suite], []
         if suite == "memory" and len(of):
             made = [describe(of.case.iloc[0]).partition(", ")[2], markdown(memory_table(of))]
-        elif suite in ("headline", "networks"):
+        elif suite in ("headline", "networks", "kan"):
             for unit in units(of[of.kind != "memory"]):
                 made += [f"### {label(unit)}", describe(unit.case.iloc[0]), *unit_table(unit)]
         elif suite != "gpu" and len(of):  # gpu: its kernels are among the bars

@@ -219,10 +219,48 @@ def _batchnorm_relu(case: Case) -> Prepared:
     return Prepared(lambda x, *_: torch.relu(module(x)), (module.weight, module.bias), definition=definition)
 
 
+def _edges(case: Case, *sizes: int) -> Tensor:
+    """A parameter for a layer of as many outputs as inputs, which keeps their scale."""
+    values = np.random.default_rng(1).standard_normal(sizes) / np.sqrt(case.shape[-1] * case.degree)
+    return _parameter(torch.tensor(values), case)
+
+
+def _kan(case: Case) -> Prepared:
+    size = case.shape[-1]
+    params = _edges(case, size, size, case.degree), _edges(case, size)
+    basis = case.recurrence
+    return Prepared(
+        lambda *t: slaf_ext.kan_linear(*t, basis), params,
+        definition=lambda *t: slaf_ext.reference.kan_linear(*t, basis),
+    )  # fmt: skip
+
+
+def _kan_product(case: Case) -> Prepared:
+    """nn.Linear on terms that are ready. The gradient of x, on which it does not depend, is a tensor of zeros."""
+    size, terms = case.shape[-1], case.shape[-1] * case.degree
+    params = _edges(case, *case.shape[:-1], terms), _edges(case, size, terms), _edges(case, size)
+    return Prepared(lambda _, *t: functional.linear(*t), params)
+
+
+def _chebykan(case: Case) -> Prepared:
+    """As ChebyKAN is written: T_k(tanh x) = cos(k acos(tanh x)), and einsum."""
+    size, K = case.shape[-1], case.degree + 1
+
+    def forward(x: Tensor, coeffs: Tensor) -> Tensor:
+        t = torch.tanh(x).view(-1, size, 1).expand(-1, -1, K)
+        t = (t.acos() * torch.arange(K, device=x.device)).cos()
+        return torch.einsum("bid,iod->bo", t, coeffs)
+
+    return Prepared(forward, (_edges(case, size, size, K),))
+
+
 # Variants that compute another function, or take only some of the cases.
 OTHERS: dict[str, Callable[[Case], Prepared]] = {
     "prelu": _prelu,
     "python function": _python_function,
     "normalized": _normalized,
     "batchnorm + relu": _batchnorm_relu,
+    "kan": _kan,
+    "kan product": _kan_product,
+    "chebykan": _chebykan,
 }

@@ -172,6 +172,21 @@ void check_float32(const std::vector<Row>& rows, double center, double lo, doubl
   }
 }
 
+Outside check_outside(int64_t outside) {
+  if (outside < 0 || outside > 3)
+    fail("outside is ", outside, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
+  return static_cast<Outside>(outside);
+}
+
+// Checks where the recurrence is walked, in a compute type that holds it.
+void check_window(const std::vector<Row>& rows, const Spec& spec, ScalarType type) {
+  const double lo = spec.lo, hi = spec.hi;
+  if (!(lo < hi && std::isfinite(lo) && std::isfinite(hi)))
+    fail("domain is (", as_float(lo), ", ", as_float(hi), "); it needs finite ends with lo < hi");
+  if (!std::isfinite(spec.center)) fail("center is ", spec.center, "; it must be finite");
+  if (type != ScalarType::Double) check_float32(rows, spec.center, lo, hi);
+}
+
 // `dim` counted from 0; it matters only where coeffs have a row a group.
 int64_t check_dim(const Tensor& x, const Tensor& coeffs, int64_t dim) {
   if (coeffs.dim() == 1) return 0;
@@ -209,14 +224,9 @@ Arguments::Arguments(const Tensor& x_, const Tensor& coeffs_, const Spec& spec) 
   Problem& p = problem;
   p.rows = check_recurrence(spec.recurrence, coeffs.size(coeffs.dim() - 1));
   const int64_t dim = check_dim(x, coeffs, spec.dim);
+  check_window(p.rows, spec, x.scalar_type());
   p.center = spec.center, p.lo = spec.lo, p.hi = spec.hi;
-  if (!(p.lo < p.hi && std::isfinite(p.lo) && std::isfinite(p.hi)))
-    fail("domain is (", as_float(p.lo), ", ", as_float(p.hi), "); it needs finite ends with lo < hi");
-  if (!std::isfinite(p.center)) fail("center is ", p.center, "; it must be finite");
-  if (x.scalar_type() != ScalarType::Double) check_float32(p.rows, p.center, p.lo, p.hi);
-  if (spec.outside < 0 || spec.outside > 3)
-    fail("outside is ", spec.outside, "; it must be 0 (extrapolate), 1 (zero), 2 (clamp) or 3 (linear)");
-  p.outside = static_cast<Outside>(spec.outside);
+  p.outside = check_outside(spec.outside);
   if (!coeffs.is_contiguous()) coeffs = torch::stable::contiguous(coeffs);
   p.coeffs = coeffs.const_data_ptr();
   p.coeffs_type = storage_of(coeffs.scalar_type());
@@ -313,6 +323,31 @@ std::tuple<Fold, Tensor> folding_of(const Tensor& coeffs, const Tensor& mean, co
   f.folded = folded.mutable_data_ptr();
   f.in_double = in_double;
   return {f, folded};
+}
+
+Panel check_panel(const Tensor& x, const Spec& spec, const Tensor& terms, const char* name) {
+  const ScalarType type = type_of(x, "x");
+  if (!is_supported(type)) fail("x is ", name_of(type), "; slaf needs float16, bfloat16, float32 or float64");
+  if (x.dim() != 2 || !x.is_contiguous())
+    fail("x has shape ", shape_of(x), "; a panel is contiguous, of shape (rows, columns)");
+  if (terms.dim() != 3 || !terms.is_contiguous() || terms.size(0) != x.size(0) || terms.size(1) < 1 ||
+      terms.size(2) != x.size(1) || type_of(terms, name) != type || !same_device(terms, x))
+    fail(name, " are ", name_of(type_of(terms, name)), " of shape ", shape_of(terms), " on ", device_of(terms),
+         " and x is ", name_of(type), " of shape ", shape_of(x), " on ", device_of(x),
+         "; they must be contiguous, of shape (rows, degree, columns), with the dtype and device of x");
+  const std::vector<Row> rows = check_recurrence(spec.recurrence, terms.size(1) + 1);
+  check_window(rows, spec, type);
+  const Outside outside = check_outside(spec.outside);
+  if (outside == Outside::zero) fail("outside is 1 (zero); a panel knows 0 (extrapolate), 2 (clamp) and 3 (linear)");
+  return {x.const_data_ptr(), nullptr, nullptr, storage_of(type), x.size(0), x.size(1), rows,
+          spec.center,        spec.lo, spec.hi, outside};
+}
+
+void check_like(const Tensor& t, const char* name, const Tensor& other) {
+  if (!same_sizes(t, other) || !t.is_contiguous() || type_of(t, name) != other.scalar_type() || !same_device(t, other))
+    fail(name, " is ", name_of(type_of(t, name)), " of shape ", shape_of(t), " on ", device_of(t),
+         "; it must be contiguous, ", name_of(other.scalar_type()), " of shape ", shape_of(other), " on ",
+         device_of(other));
 }
 
 Tensor as_double(const Tensor& t) {

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "problem.h"
+#include "panel.h"
 
 namespace slaf_ext {
 
@@ -53,6 +53,12 @@ Tensor check_coeffs(const Tensor& coeffs);
 // The folding of checked coefficients, and the tensor of its result.
 std::tuple<Fold, Tensor> folding_of(const Tensor& coeffs, const Tensor& mean, const Tensor& variance, double eps,
                                     bool in_double);
+
+// A panel of x, of shape (rows, columns), whose terms are (rows, degree, columns); throws if they are not, or are not
+// contiguous.
+Panel check_panel(const Tensor& x, const Spec& spec, const Tensor& terms, const char* name);
+// Throws if a tensor is not contiguous with the shape, dtype and device of another.
+void check_like(const Tensor& t, const char* name, const Tensor& other);
 
 // A float64 copy with the strides of a dense tensor.
 Tensor as_double(const Tensor& t);

@@ -118,4 +118,27 @@ struct NormalizedForm {
   }
 };
 
+template <auto run_expand, auto run_contract>
+struct PanelForm {
+  static void expand(const Tensor& x, const Tensor& spec, Tensor terms) {
+    Panel panel = check_panel(x, unpacked(spec), terms, "terms");
+    panel.out = terms.mutable_data_ptr();
+    if (x.numel() > 0) run_expand(panel, x);
+  }
+
+  static void contract(const Tensor& x, const Tensor& spec, const Tensor& grad_terms, Tensor grad_x) {
+    Panel panel = check_panel(x, unpacked(spec), grad_terms, "grad_terms");
+    check_like(grad_x, "grad_x", x);
+    panel.grad_terms = grad_terms.const_data_ptr();
+    panel.out = grad_x.mutable_data_ptr();
+    if (x.numel() > 0) run_contract(panel, x);
+  }
+
+  template <typename Library>
+  static void register_in(Library& m) {
+    m.impl("kan_expand", TORCH_BOX(&PanelForm::expand));
+    m.impl("kan_contract", TORCH_BOX(&PanelForm::contract));
+  }
+};
+
 }  // namespace slaf_ext

@@ -10,6 +10,7 @@ from . import bases, reference, training
 from .convert import ConversionReport, convert
 from .fit import Fit, fit
 from .functional import basis_values, derivatives, slaf
+from .kan import KANLinear, kan_linear
 from .nn import SLAF
 from .overview import overview
 from .polynomial import MultivariatePolynomial, to_polynomial
@@ -19,12 +20,14 @@ __all__ = [
     "SLAF",
     "ConversionReport",
     "Fit",
+    "KANLinear",
     "MultivariatePolynomial",
     "bases",
     "basis_values",
     "convert",
     "derivatives",
     "fit",
+    "kan_linear",
     "overview",
     "reference",
     "slaf",

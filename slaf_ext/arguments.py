@@ -60,6 +60,11 @@ def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, floa
     """The arguments of :func:`slaf_ext.slaf`, checked, as the operators take them."""
     check_dense(coeffs, "coeffs")
     check_shape(coeffs)
+    return spec_of_degree(int(coeffs.shape[-1]) - 1, basis, dim, domain, outside)
+
+
+def spec_of_degree(degree: int, basis: str | Basis, dim: int, domain: tuple[float, float] | None, outside: str) -> Spec:
+    """The same for a degree, which is right."""
     # Only plain values may be keys of the cache: a tensor whose values change keeps its hash.
     if domain is not None and not (
         type(domain) is tuple and len(domain) == 2 and type(domain[0]) is type(domain[1]) is float
@@ -71,7 +76,7 @@ def spec(coeffs: Tensor, basis: str | Basis, dim: int, domain: tuple[float, floa
         check_outside(outside)
     # torch.compile can trace the function but not its cache.
     make = _spec.__wrapped__ if is_compiling() else _spec
-    return make(bases.get(basis), int(coeffs.shape[-1]) - 1, dim, domain, outside)
+    return make(bases.get(basis), degree, dim, domain, outside)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -159,6 +164,40 @@ def check_tensors(x: Tensor, coeffs: Tensor) -> None:
         )
     check_device(x, coeffs=coeffs)
     check_shape(coeffs)
+
+
+def check_kan(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The tensors of a layer with a polynomial on every edge."""
+    named = {"weight": weight, **({} if bias is None else {"bias": bias})}
+    for name, tensor in (("x", x), *named.items()):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise ValueError(f"{name} is {kind}; kan_linear needs a dense tensor")
+    check_floating(x)
+    if weight.dim() != 3 or 0 in weight.shape:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; it must be (out_features, in_features, degree), each at least 1"
+        )
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; the last dimension of x must be the "
+            f"weight's in_features, {weight.shape[1]}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias has shape {tuple(bias.shape)} and weight {tuple(weight.shape)}; bias must be ({weight.shape[0]},)"
+        )
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    for name, tensor in named.items():
+        if tensor.dtype != x.dtype and not (half and tensor.dtype == torch.float32):
+            names = [str(t.dtype).removeprefix("torch.") for t in (tensor, x)]
+            raise ValueError(
+                f"{name} is {names[0]} and x is {names[1]}; convert one: {name} must have x's dtype"
+                + (" or be float32" if half else "")
+            )
+    check_device(x, **named)
 
 
 def check_tensor(value: Tensor, name: str = "x") -> None:

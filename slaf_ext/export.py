@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .ops import DECOMPOSITIONS
+from . import kan_ops, ops
 
 
 def decompositions() -> dict[Any, Callable]:
@@ -22,4 +22,4 @@ def decompositions() -> dict[Any, Callable]:
         >>> any("slaf_ext" in str(node.target) for node in plain.graph.nodes)
         False
     """
-    return dict(DECOMPOSITIONS)
+    return {**ops.DECOMPOSITIONS, **kan_ops.DECOMPOSITIONS}

@@ -1,4 +1,4 @@
-"""The operators and their autograd: the only file that calls torch.ops.slaf_ext.
+"""The operators of the activation and their autograd; kan_ops.py holds those of KANLinear.
 
 The operators take a basis as its flat recurrence (A_0, B_0, C_0, A_1, …). With S(x, a) = Σ a_k φ_k(x), the
 forward operator, D the matrix that differentiates coefficients and R the sum over elements,
@@ -222,7 +222,7 @@ def normalized(x: Tensor, coeffs: Tensor, *spec, eps: float) -> tuple[Tensor, Te
 def _normalized(x: Tensor, coeffs: Tensor, *spec_and_eps) -> tuple[Tensor, Tensor, Tensor]:
     *spec, eps = spec_and_eps
     is_fused = spec[-1] in (OUTSIDE["extrapolate"], OUTSIDE["clamp"]) and _is_fused(x)
-    if not is_fused or _is_exporting_to_onnx():
+    if not is_fused or is_exporting_to_onnx():
         return reference.normalized(x, coeffs, *spec, eps=eps)
     try:
         return NormalizedFunction.apply(x, coeffs, eps, *spec)
@@ -243,7 +243,7 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     return torch.ops.slaf_ext.slaf_fold.default(coeffs, mean, variance, eps, True)
 
 
-def _is_exporting_to_onnx() -> bool:
+def is_exporting_to_onnx() -> bool:
     """Whether torch.onnx.export records the call, which has standard operators alone. A decomposition in torch's own
     table would serve it too, but keeps torch.compile from calling the operator where the environment has CI."""
     # Outside a tracer there is nothing to ask, and the first question costs 20 ms.
@@ -300,7 +300,7 @@ def is_beyond_float32(x: Tensor, variance: Tensor) -> bool:
 def _differentiable_slaf(x, coeffs, *spec):
     check_dense(x)
     check_dense(coeffs, "coeffs")
-    if _is_exporting_to_onnx():
+    if is_exporting_to_onnx():
         return reference.expand(x, coeffs, *spec)
     return slaf(x, coeffs, Spec(*spec))
 

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from . import bases, ranks
-from .arguments import OUTSIDE, ZERO, check_arguments, check_dense, check_floating, spec
+from .arguments import (
+    OUTSIDE,
+    ZERO,
+    check_arguments,
+    check_dense,
+    check_floating,
+    check_kan,
+    spec,
+    spec_of_degree,
+)
 from .bases import Basis
 
 
@@ -48,7 +57,7 @@ def expand(
     if outside == ZERO:
         y = torch.where((t < lo) | (t > hi), 0.0, y)
     if outside == OUTSIDE["linear"]:
-        for edge, beyond in ((lo, torch.where(t < lo, t - lo, 0.0)), (hi, torch.where(t > hi, t - hi, 0.0))):
+        for edge, beyond in _beyond(t, lo, hi):
             # A slope of 0 adds nothing even at infinity, where 0 · inf would be NaN.
             slopes = {k: s for k, s in enumerate(_derivatives_at(edge - center, recurrence)) if s != 0}
             slope = sum((rows[..., k] * s for k, s in slopes.items()), torch.zeros_like(rows[..., 0]))
@@ -168,6 +177,45 @@ def fold(coeffs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     return torch.cat([constant, weights], dim=-1)
 
 
+def kan_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    basis: str | Basis = "chebyshev",
+    *,
+    domain: tuple[float, float] | None = None,
+    outside: str = "extrapolate",
+) -> Tensor:
+    """b_o + Σ_i Σ_k W[o, i, k] φ_k(x_i), as :func:`slaf_ext.kan_linear`, in plain PyTorch.
+
+    Example:
+        >>> import torch
+        >>> kan_linear(torch.tensor([0.5, 2.0]), torch.ones(1, 2, 2), basis="monomial")       # x + x² of both
+        tensor([6.7500])
+    """
+    check_kan(x, weight, bias)
+    return kan(x, weight, bias, *spec_of_degree(weight.shape[-1], basis, 0, domain, outside))
+
+
+def kan(x: Tensor, weight: Tensor, bias: Tensor | None, recurrence: Sequence[float], _dim: int, *window) -> Tensor:
+    """The same, with the arguments that the operator takes."""
+    terms = torch.stack(kan_terms(_widen(x), recurrence, *window), -1).flatten(-2)
+    y = terms @ weight.flatten(1).to(terms.dtype).T
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def kan_terms(
+    t: Tensor, recurrence: Sequence[float], center: float, lo: float, hi: float, outside: int
+) -> list[Tensor]:
+    """φ_1(t), φ_2(t), …, continued beyond the edges as `outside` says."""
+    _, *terms = _phi(_clamped(t, lo, hi, outside) - center, recurrence)
+    if outside == OUTSIDE["linear"]:
+        for edge, beyond in _beyond(t, lo, hi):
+            slopes = _derivatives_at(edge - center, recurrence)[1:]
+            terms = [p if slope == 0 else p + slope * beyond for p, slope in zip(terms, slopes, strict=True)]
+    return terms
+
+
 def basis_values(
     x: Tensor, degree: int, basis: str | Basis = "chebyshev", *, domain: tuple[float, float] | None = None
 ) -> Tensor:
@@ -229,6 +277,11 @@ def _derivatives_at(t: float, recurrence: Sequence[float]) -> list[float]:
 def _clamped(t: Tensor, lo: float, hi: float, outside: int) -> Tensor:
     """t clamped to [lo, hi], unless the polynomial is extrapolated."""
     return t if outside == OUTSIDE["extrapolate"] else torch.where(t < lo, lo, torch.where(t > hi, hi, t))
+
+
+def _beyond(t: Tensor, lo: float, hi: float) -> tuple[tuple[float, Tensor], ...]:
+    """Each edge, and how far t lies beyond it."""
+    return (lo, torch.where(t < lo, t - lo, 0.0)), (hi, torch.where(t > hi, t - hi, 0.0))
 
 
 def _broadcastable(coeffs: Tensor, x: Tensor, dim: int) -> Tensor:

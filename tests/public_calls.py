@@ -20,6 +20,7 @@ HOST = {"device": "cpu", "dtype": torch.float32}
 
 with torch.device("cpu"):
     X, A, ROWS = torch.linspace(-1.5, 1.5, 24).view(2, 4, 3), torch.tensor([0.5, 1.0, -0.25]), torch.randn(4, 3)
+    W = torch.randn(2, 3, 4)  # of KANLinear
 SPEC = reference.spec(A, "chebyshev", 1, (-1.0, 1.0), "linear")
 
 
@@ -181,6 +182,18 @@ CASES = {
         lambda: torch.func.jvp(lambda x: normalized_slaf(x, A)[0], (X,), (X,)),
     ],
     "derivatives": [lambda: slaf_ext.derivatives(X, ROWS, 2, domain=(-1, 1), outside="linear")],
+    "kan_linear": [
+        *(
+            lambda o=o: with_gradients(functools.partial(slaf_ext.kan_linear, domain=(-1, 1), outside=o), X, W)
+            for o in reference.OUTSIDE
+        ),
+        lambda: slaf_ext.kan_linear(X.half(), W),
+        lambda: torch.func.jvp(lambda x: slaf_ext.kan_linear(x, W), (X,), (X,)),
+    ],
+    "KANLinear": [
+        lambda: with_gradients(slaf_ext.KANLinear(3, 2, 4, **HOST), X),
+        lambda: slaf_ext.KANLinear(3, 2, 2, domain=(-1, 1), **HOST).init_from(nn.Linear(3, 2, **HOST))(X),
+    ],
     "basis_values": [lambda: slaf_ext.basis_values(X, 4, "bessel", domain=(-2, 2))],
     "SLAF": [
         *(lambda i=i: module(init=i, domain=(-2, 2))(X) for i in [*INITS, "noisy_identity"]),

@@ -15,7 +15,7 @@ import torch
 from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
-FILES = "values ops gradients derivatives normalize_kernels fold numerics fuzz"
+FILES = "values ops gradients derivatives kan normalize_kernels fold numerics fuzz"
 
 pytestmark = [pytest.mark.slow, pytest.mark.cpu("the sanitizers watch the host's code")]
 

@@ -26,7 +26,7 @@ SANITIZERS = {
 
 
 # What main.cpp is asked for.
-PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD, WALKED_BACKWARD, FOLD = range(6)
+PLAIN, FOLLOW, MOMENTS, NORMALIZED_BACKWARD, WALKED_BACKWARD, FOLD, PANEL = range(7)
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,17 @@ class Emulator:
         answer = io.BytesIO(self.talk(header + raw(coeffs) + raw(mean) + raw(variance)))
         (launches,) = struct.unpack("=q", answer.read(8))
         return launches, unraw(answer, torch.float64 if in_double else torch.float32, coeffs.shape)
+
+    def panel(
+        self, x: Tensor, spec: Sequence, grad_terms: Tensor | None = None, multiprocessors: int = 1, threads: int = 64
+    ) -> Tensor:
+        """The result of kan_expand, or of kan_contract for a gradient, with a spec as Python has it."""
+        recurrence, _, *window, outside = spec
+        shape = (len(x), len(recurrence) // 3, x.shape[1])
+        sizes = STORAGE[x.dtype], *x.shape, shape[1], outside, grad_terms is None, multiprocessors, threads
+        request = struct.pack(f"=9q{3 + len(recurrence)}d", PANEL, *sizes, *window, *recurrence) + raw(x)
+        answer = io.BytesIO(self.talk(request + (b"" if grad_terms is None else raw(grad_terms))))
+        return unraw(answer, x.dtype, shape if grad_terms is None else x.shape)
 
     def _results(self, request: bytes, cases: list[Case]) -> list[Result]:
         answer, results = io.BytesIO(self.talk(request)), []

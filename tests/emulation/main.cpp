@@ -8,6 +8,7 @@
 
 #include "fold.cuh"
 #include "normalized.h"
+#include "panel.cuh"
 #include "slaf.h"
 
 namespace {
@@ -208,6 +209,34 @@ void run_fold() {
   put(static_cast<const char*>(folded.get()), bytes);
 }
 
+void run_panel() {
+  int64_t storage, rows, columns, degree, outside, is_expansion, multiprocessors, threads;
+  for (int64_t* t : {&storage, &rows, &columns, &degree, &outside, &is_expansion, &multiprocessors, &threads})
+    get(t, 1);
+  Panel p{};
+  p.type = static_cast<Storage>(storage);
+  p.rows = rows, p.columns = columns;
+  p.outside = static_cast<Outside>(outside);
+  for (double* t : {&p.center, &p.lo, &p.hi}) get(t, 1);
+  p.recurrence.resize(degree);
+  for (Row& row : p.recurrence) get(&row.a, 1), get(&row.b, 1), get(&row.c, 1);
+  const int64_t x_bytes = rows * columns * size_of(p.type), terms_bytes = x_bytes * degree;
+  const Memory x(x_bytes), terms(terms_bytes), grad_x(x_bytes);
+  get(static_cast<char*>(x.get()), x_bytes);
+  p.x = x.get();
+  p.out = is_expansion ? terms.get() : grad_x.get();
+  if (!is_expansion) {
+    get(static_cast<char*>(terms.get()), terms_bytes);
+    p.grad_terms = terms.get();
+  }
+  Emulator device{static_cast<int>(multiprocessors), static_cast<int>(threads), 0, {}};
+  dispatch_storage(p.type, [&](auto s) {
+    using S = decltype(s);
+    is_expansion ? launch_panel<true, S>(p, device) : launch_panel<false, S>(p, device);
+  });
+  put(static_cast<const char*>(p.out), is_expansion ? terms_bytes : x_bytes);
+}
+
 // Follows the threads of a few blocks through a layout too large to fill, the last element's among them, and compares
 // the places that they visit with those that division gives. Counts those that differ, and finds the farthest.
 template <Access access>
@@ -253,7 +282,8 @@ void follow() {
 }  // namespace
 
 int main() {
-  void (*const tasks[])() = {run_plain, follow, run_moments, run_normalized_backward, run_walked_backward, run_fold};
+  void (*const tasks[])() = {run_plain,           follow,   run_moments, run_normalized_backward,
+                             run_walked_backward, run_fold, run_panel};
   int64_t what;
   while (std::fread(&what, sizeof(what), 1, stdin) == 1) {
     tasks[what]();
