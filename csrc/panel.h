@@ -24,14 +24,25 @@ struct Terms {
     return x < low ? low : x > high ? high : x;
   }
 
-  // Calls visit(k, phi_k, phi_k') for k = 1 .. degree, at x clamped to [lo, hi].
+  // Calls visit(k, phi_k, phi_k') for k = 1 .. degree, at x clamped to [lo, hi]. It starts from phi_1, as at infinity
+  // phi_1 phi_0' is no number.
   template <typename V, typename Visit>
   SLAF_INLINE void walk_slopes(const V& x, const Visit& visit) const {
-    const V one = T(1) - V{};
-    walk<Walk::general>(Dual<V>{clamped(x) - center, one}, Dual<V>{one, V{}}, rows, in_blocks(degree),
-                        [&](int k, const Dual<V>& phi) __attribute__((always_inline)) {
-                          if (k > 0) visit(k, phi.value, phi.slope);
-                        });
+    const V point = clamped(x) - center;
+    V before = T(1) - V{}, now = point * rows.a[0] + rows.b[0];
+    V slope_before{}, slope = rows.a[0] - V{};
+    visit(1, now, slope);
+    for (int k = 1; k < degree; ++k) {
+      const V factor = point * rows.a[k] + rows.b[k];
+      V next = factor * now, next_slope = factor * slope + now * rows.a[k];
+      if (rows.c[k] != T(0)) {  // an infinity times 0 is no number either
+        next -= before * rows.c[k];
+        next_slope -= slope_before * rows.c[k];
+      }
+      before = now, now = next;
+      slope_before = slope, slope = next_slope;
+      visit(k + 1, now, slope);
+    }
   }
 
   // Calls store(k, phi_k(x)) for k = 1 .. degree.

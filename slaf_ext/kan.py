@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from . import bases, kan_ops, reference
-from .arguments import DTYPES, check_kan, check_outside, spec_of_degree
+from .arguments import DTYPES, check_floating, check_kan, check_outside, spec_of_degree
 from .bases import Basis, registered_name
 
 
@@ -32,7 +32,8 @@ def kan_linear(
     Args:
         x: float16, bfloat16, float32 or float64, of shape (…, in).
         weight: W, of shape (out, in, n): φ_1 … φ_n, as the constant terms of all edges are the bias. In x's dtype; for
-            half-precision x, in which the matrix products then are, it may also be float32.
+            half-precision x it may also be float32. The terms and the products have x's dtype, also under autocast, so
+            for float16 every |φ_k(x_i)| must be below 65504.
         bias: b, of shape (out,) and a dtype that weight may have; None for 0.
         basis, domain, outside: as for :func:`slaf_ext.slaf`.
 
@@ -57,7 +58,7 @@ def kan_linear(
         place = {"domain": domain, "outside": outside}
         return x.tracer.create_proxy("call_function", kan_linear, (x, weight, bias, registered_name(basis)), place)
     check_kan(x, weight, bias)
-    return kan_ops.kan_linear(x, weight, bias, spec_of_degree(weight.shape[-1], basis, 0, domain, outside))
+    return kan_ops.kan_linear(x, weight, bias, spec_of_degree(int(weight.shape[-1]), basis, 0, domain, outside))
 
 
 class KANLinear(nn.Module):
@@ -116,7 +117,7 @@ class KANLinear(nn.Module):
         super().__init__()
         self.in_features = bases.check_integer(in_features, "in_features", 1)
         self.out_features = bases.check_integer(out_features, "out_features", 1)
-        self.degree = bases.check_integer(degree, "degree", 1)
+        self.degree = bases.check_degree(bases.check_integer(degree, "degree", 1))
         self.basis = bases.get(basis)
         self.domain = None if domain is None else bases.check_interval(domain, "domain")
         self.outside = check_outside(outside)
@@ -131,29 +132,31 @@ class KANLinear(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws the weight anew, so that the variance of the output is that of the input."""
-        mean, deviation, input_deviation = self._statistics()
-        share = input_deviation / math.sqrt(self.in_features * self.degree)
-        # A term whose variance float64 does not hold starts without weight.
-        scale, mean = np.nan_to_num([share / deviation, np.where(np.isfinite(deviation), mean, 0.0)])
-        self.weight.normal_().mul_(torch.from_numpy(scale).to(self.weight))
-        if self.bias is not None:
-            self.bias.copy_(-(self.weight.double() * torch.from_numpy(mean).to(self.weight.device)).sum((1, 2)))
-
-    def _statistics(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """The mean and the deviation of each φ_k(x), and the deviation of x, by Gaussian quadrature."""
-        if self.domain is not None:
-            x, weights = np.polynomial.legendre.leggauss(self.degree + 1)
-            lo, hi = self.domain
-            x = (lo + hi) / 2 + (hi - lo) / 2 * x
-        else:
-            x, weights = np.polynomial.hermite_e.hermegauss(max(64, self.degree + 1))
         spec = spec_of_degree(self.degree, self.basis, 0, self.domain, self.outside)
-        terms = torch.stack(reference.kan_terms(torch.from_numpy(x), spec.recurrence, *spec[2:])).numpy()
-        weights = weights / weights.sum()
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = terms @ weights
-            deviation = np.sqrt((terms - mean[:, None]) ** 2 @ weights)
-        return mean, deviation, math.sqrt((x - x @ weights) ** 2 @ weights)
+        x, share = (torch.from_numpy(t) for t in self._distribution(spec.lo, spec.hi))
+        terms = torch.stack(reference.kan_terms(x, spec.recurrence, *spec[2:]), 1)
+        mean = share @ terms
+        variance = share @ (terms - mean).square()
+        # A term whose variance float64 does not hold starts without weight.
+        held = variance.isfinite() & (variance > 0)
+        of_input = (share @ x.square() - (share @ x).square()) / (self.in_features * self.degree)
+        scale = torch.where(held, (of_input / variance).sqrt(), 0.0)
+        most = torch.finfo(self.weight.dtype).max / 16  # no sample of a normal distribution is 16 deviations away
+        self.weight.normal_().mul_(scale.clamp(max=most).to(self.weight))
+        if self.bias is not None:
+            mean = torch.where(held, mean, 0.0).to(self.weight.device)
+            self.bias.copy_(-(self.weight.double() * mean).sum((1, 2)))
+
+    def _distribution(self, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray]:
+        """Points and the shares of the inputs that they stand for, dense at the edges, where polynomials oscillate."""
+        far = 10 + math.sqrt(2 * self.degree)  # where x^(2 degree) exp(-x² / 2) has vanished
+        edges = [lo, hi] if self.domain is not None else np.clip([-far, lo, hi, far], -far, far)
+        angles = (np.arange(1024) + 0.5) * np.pi / 1024
+        middles, halves = np.add(edges[1:], edges[:-1]) / 2, np.subtract(edges[1:], edges[:-1]) / 2
+        x = (middles[:, None] - halves[:, None] * np.cos(angles)).ravel()
+        density = np.ones_like(x) if self.domain is not None else np.exp(-(x**2) / 2)
+        share = density * (halves[:, None] * np.sin(angles)).ravel()
+        return x, share / share.sum()
 
     @torch.no_grad()
     def init_from(self, linear: nn.Linear) -> KANLinear:
@@ -180,6 +183,9 @@ class KANLinear(nn.Module):
                 f"linear has {linear.in_features} input and {linear.out_features} output features; "
                 f"this layer has {self.in_features} and {self.out_features}"
             )
+        check_floating(linear.weight, "linear.weight")
+        if linear.weight.is_meta:
+            raise ValueError("linear is on the meta device, where it has no values; move it with to_empty and start it")
         # φ_1 = a (x − center) + b, so x = (φ_1 − b) / a + center.
         mapped = bases.mapped(self.basis, self.degree, self.domain)
         a, b, _ = mapped.rows[:3]

@@ -185,12 +185,13 @@ for _key in ("CPU", "CUDA"):
     _library.impl("kan_linear_backward", _backward, _key)
 _library.impl("kan_linear", _differentiable, "Autograd")
 _library.impl("kan_linear_backward", _differentiable_backward, "Autograd")
-for _name, _fake_kernel in {
+_fakes: dict[str, Callable[..., Any]] = {
     "kan_linear": _fake,
     "kan_linear_backward": _fake_backward,
-    "kan_expand": lambda *_: None,
-    "kan_contract": lambda *_: None,
-}.items():
-    torch.library.register_fake(f"slaf_ext::{_name}", _fake_kernel)
+    "kan_expand": lambda x, _, terms: check_device(x, terms=terms),
+    "kan_contract": lambda x, _, grad_terms, grad_x: check_device(x, grad_terms=grad_terms, grad_x=grad_x),
+}
+for _name, _kernel in _fakes.items():
+    torch.library.register_fake(f"slaf_ext::{_name}", _kernel)
     _unsupported = functools.partial(fakes.unsupported, argument_names(getattr(torch.ops.slaf_ext, _name).default))
     _library.impl(_name, _unsupported, "CompositeExplicitAutograd")

@@ -194,7 +194,7 @@ def kan_linear(
         tensor([6.7500])
     """
     check_kan(x, weight, bias)
-    return kan(x, weight, bias, *spec_of_degree(weight.shape[-1], basis, 0, domain, outside))
+    return kan(x, weight, bias, *spec_of_degree(int(weight.shape[-1]), basis, 0, domain, outside))
 
 
 def kan(x: Tensor, weight: Tensor, bias: Tensor | None, recurrence: Sequence[float], _dim: int, *window) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples import pinn
+from examples import kan, pinn
 
 
 def test_the_derivatives_of_the_network_are_autograds():
@@ -15,8 +15,22 @@ def test_the_derivatives_of_the_network_are_autograds():
         torch.testing.assert_close(mine, true)
 
 
-@pytest.mark.parametrize("example", [pinn])
-def test_it_runs(example, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [example.__name__, "--quick"])
+@pytest.mark.parametrize("inputs", [1, 4, 100])
+def test_the_rivals_of_kans_are_as_large(inputs):
+    size = sum(p.numel() for p in kan.kan(inputs, 3).parameters())
+    rival = sum(p.numel() for p in kan.mlp(inputs, 3, size).parameters())
+    assert 0.85 < rival / size < 1.15
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "said"),
+    [(pinn, [], "largest error of u after 200 steps"), (kan, ["--plot", "kan.png"], "digits, % wrong")],
+)
+def test_it_runs(example, options, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [example.__name__, "--quick", *options])
     example.main()
-    assert "largest error of u after 200 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    assert len(list(tmp_path.iterdir())) == len(options) // 2

@@ -160,6 +160,14 @@ def test_terms_of_infinities_and_nan(basis, outside):
     torch.testing.assert_close(terms, expected, equal_nan=True)
 
 
+def test_gradients_at_infinity():
+    for sign, degree in ((1, 1), (-1, 1), (1, 3), (-1, 2)):
+        x = torch.tensor([[sign * math.inf]], requires_grad=True)
+        (dx,) = torch.autograd.grad(kan_linear(x, torch.ones(1, 1, degree), basis="monomial").sum(), x)
+        (true,) = torch.autograd.grad(reference.kan_linear(x, torch.ones(1, 1, degree), basis="monomial").sum(), x)
+        torch.testing.assert_close(dx, true, equal_nan=True)
+
+
 def test_threads_give_the_same_bits():
     inputs = tensors((1500, 64), dtype=torch.float32)
     threads = torch.get_num_threads()
@@ -235,6 +243,12 @@ def test_wrong_types_and_modules():
         KANLinear(2, 2, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="linear has 3 input and 2 output features; this layer has 2 and 2"):
         KANLinear(2, 2, 1).init_from(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"linear\.weight is complex64"):
+        KANLinear(2, 2, 1).init_from(nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="linear is on the meta device"):
+        KANLinear(2, 2, 1).init_from(nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ValueError, match="degree is 1000000"):
+        KANLinear(2, 2, 10**6)
     with pytest.raises(ValueError, match="make it with bias=True"):
         KANLinear(2, 2, 1, bias=False).init_from(nn.Linear(2, 2))
 
@@ -248,6 +262,7 @@ def test_wrong_types_and_modules():
         ({"terms": torch.ones(6, 3, 5)}, r"terms are float32 of shape \(6, 3, 5\)"),
         ({"terms": torch.ones(7, 5, 3).transpose(1, 2)}, "they must be contiguous"),
         ({"terms": torch.ones(7, 3, 5).double()}, "with the dtype and device of x"),
+        ({"terms": torch.ones(7, 3, 5, device="meta")}, "terms .*on meta and x is on cpu"),
         ({"spec": torch.ones(14)}, "the spec is float32"),
         ({"spec": torch.tensor([0.0, 0, -1, 1, 1, *[1.0] * 9], dtype=torch.float64)}, "outside is 1"),
         ({"spec": torch.tensor([0.0, 0, -1, 1, 0, *[math.nan] * 9], dtype=torch.float64)}, "must be finite"),

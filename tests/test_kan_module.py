@@ -23,6 +23,8 @@ from slaf_ext.export import decompositions
         ("hermite_e", 4, None, "extrapolate"),
         ("laguerre", 3, (0.0, 2.0), "linear"),
         ("chebyshev", 5, None, "clamp"),
+        ("chebyshev", 64, None, "clamp"),
+        ("legendre", 9, (-1.0, 1.0), "linear"),
     ],
 )
 def test_the_start_preserves_the_variance(basis, degree, domain, outside):
@@ -36,10 +38,20 @@ def test_the_start_preserves_the_variance(basis, degree, domain, outside):
     assert abs(y.mean()) < 0.1 * x.std()
 
 
-def test_a_start_that_float64_does_not_hold_is_finite():
-    layer = KANLinear(2, 3, 150)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("outside", ["extrapolate", "clamp"])
+@pytest.mark.parametrize(
+    ("basis", "degree"), [("chebyshev", 150), ("chebyshev", 400), ("taylor", 60), ("taylor", 170), ("hermite", 90)]
+)
+def test_a_start_beyond_what_its_dtype_holds_is_finite(basis, degree, outside, dtype):
+    layer = KANLinear(2, 3, degree, basis=basis, outside=outside, dtype=dtype)
     assert all(p.isfinite().all() for p in layer.parameters())
-    assert layer.weight[..., 0].std() > 0
+    assert layer.weight[..., 0].count_nonzero()
+
+
+def test_a_start_in_a_fake_mode():
+    with torch._subclasses.FakeTensorMode():
+        assert KANLinear(3, 2, 4)(torch.randn(5, 3)).shape == (5, 2)
 
 
 @pytest.mark.parametrize("basis", ["chebyshev", "laguerre", "chebyshev_w"])
@@ -129,5 +141,6 @@ def test_exported(tmp_path):
     (y,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
     np.testing.assert_allclose(y, model(more).detach().numpy(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(more), model(more))
+    torch.testing.assert_close(torch.jit.trace(model, x)(more), model(more))
     with pytest.raises(NotImplementedError, match="use torch"):
         torch.jit.script(model)
