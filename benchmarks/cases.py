@@ -101,10 +101,14 @@ class Entry:
 
     @property
     def least_multiply_adds(self) -> int:
-        """Of a polynomial, for each element and degree: one forward, and two backward (the basis, its sum with D a)."""
-        if self.variant not in ("fused", *EAGER, *COMPILED):
+        """Of a polynomial, for each element and degree: one forward, and two backward (the basis, its sum with D a).
+
+        With a polynomial on every edge, as many for each output: one matrix product forward, and two backward.
+        """
+        if self.variant not in ("fused", *EAGER, *COMPILED, *KAN):
             return 0
-        return {"forward": 1, "backward": 2, "both": 3}[self.case.passes] * self.case.degree * self.case.numel
+        outputs = self.case.shape[-1] if self.variant in KAN else 1
+        return {"forward": 1, "backward": 2, "both": 3}[self.case.passes] * self.case.degree * self.case.numel * outputs
 
     def as_json(self) -> dict:
         return asdict(self)

@@ -41,7 +41,7 @@ if grep -qsx build "$out/failed.txt"; then finish; fi
 step facts 10 "$python" -m slaf_ext
 # Side by side: the GPU's own tests, and the CPU's of the operators with every tensor on the GPU, a process for a file.
 step cuda 85 "$python" -m pytest -rs tests/test_cuda.py &
-for file in values ops tracing nn normalize normalize_kernels fold properties numerics default_device; do
+for file in values ops tracing nn normalize normalize_kernels fold kan properties numerics default_device; do
   step "$file" 85 "$python" -m pytest --device cuda -rs "tests/test_$file.py" &
 done
 # gradcheck takes a second a case here: a basis for each way of walking will do.

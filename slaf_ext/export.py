@@ -11,8 +11,8 @@ from . import kan_ops, ops
 def decompositions() -> dict[Any, Callable]:
     """The package's operators in terms of torch's own, for ``ExportedProgram.run_decompositions``.
 
-    All but the backward pass of the normalised form. torch.onnx.export needs none of them. Without them an exported
-    program keeps the fused operators, which AOTInductor runs.
+    All but the backward passes of the normalised form and of kan_linear. torch.onnx.export needs none of them. Without
+    them an exported program keeps the fused operators, which AOTInductor runs.
 
     Example:
         >>> import torch, slaf_ext

@@ -108,12 +108,13 @@ def _backward(grad_output: Tensor, x: Tensor, weight: Tensor, *spec_and_needs) -
     *spec, need_x, need_weight = spec_and_needs
     _check_backward(grad_output, x, weight)
     x, packed = x.contiguous(), Spec(*spec).packed
-    matrix = _matrix(weight, x.dtype)
+    out, columns, degree = weight.shape
+    matrix = _matrix(weight, x.dtype) if need_x else None
     dx = torch.empty_like(x) if need_x else x.new_empty(0)
     wide = torch.promote_types(x.dtype, torch.float32)
-    dmatrix = torch.zeros_like(matrix, dtype=wide) if need_weight else None
+    dmatrix = x.new_zeros(out, degree * columns, dtype=wide) if need_weight else None
     # A sum of panels in half precision would lose digits.
-    product = torch.empty_like(matrix) if need_weight and wide != x.dtype else None
+    product = x.new_empty(out, degree * columns) if need_weight and wide != x.dtype else None
     done = 0
     for rows, g, terms in _panels(x, grad_output, weight):
         if dmatrix is not None:
@@ -122,15 +123,14 @@ def _backward(grad_output: Tensor, x: Tensor, weight: Tensor, *spec_and_needs) -
                 torch.addmm(dmatrix, g.T, terms.flatten(1), out=dmatrix)
             else:
                 dmatrix += torch.mm(g.T, terms.flatten(1), out=product)
-        if need_x:
+        if matrix is not None:
             torch.mm(g, matrix, out=terms.flatten(1))
-            to = dx.view(-1, x.shape[-1])[done : done + len(rows)]
+            to = dx.view(-1, columns)[done : done + len(rows)]
             torch.ops.slaf_ext.kan_contract(rows, packed, terms, to)
         done += len(rows)
     if dmatrix is None:
         return dx, weight.new_empty(0)
     del matrix, product  # before the last copy, which would be the peak
-    out, columns, degree = weight.shape
     return dx, dmatrix.view(out, degree, columns).transpose(1, 2).to(weight.dtype).contiguous()
 
 
