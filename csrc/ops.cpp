@@ -29,7 +29,7 @@ STABLE_TORCH_LIBRARY(slaf_ext, m) {
       " float[] recurrence, int dim, float center, float lo, float hi, int outside, float eps, bool need_x)"
       " -> (Tensor, Tensor)");
   // The terms phi_1(x) .. phi_n(x) of a panel, (rows, n, columns), from x, (rows, columns). Beneath kan_linear, which
-  // slaf_ext/kan.py makes of these two and of matrix products.
+  // slaf_ext/kan_ops.py makes of these two and of matrix products.
   m.def("kan_expand(Tensor x, Tensor spec, Tensor(a!) terms) -> ()");
   // The gradient in x from that in the terms.
   m.def("kan_contract(Tensor x, Tensor spec, Tensor grad_terms, Tensor(a!) grad_x) -> ()");

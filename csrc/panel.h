@@ -5,6 +5,8 @@
 // What one element needs is written here, once for vectors of the CPU and for threads of a GPU.
 #pragma once
 
+#include <limits>
+
 #include "problem.h"
 #include "recurrence.h"
 
