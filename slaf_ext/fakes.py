@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .arguments import check_arguments, check_dense, check_device, check_eps, check_floating, check_shape, check_tensors
+from .torch_private import argument_names
 
 
 def slaf(x, coeffs, *spec):
@@ -79,3 +81,12 @@ def unsupported(names: Sequence[str], *arguments):
             raise NotImplementedError(
                 f"{name} is on {tensor.device}; slaf has kernels for the CPU and for CUDA devices"
             )
+
+
+def register(library: torch.library.Library, operators: dict[str, Callable]) -> None:
+    """Registers the fake of each operator, and `unsupported` for the layouts and devices without a kernel."""
+    for name, fake in operators.items():
+        torch.library.register_fake(f"slaf_ext::{name}", fake)
+        answer = functools.partial(unsupported, argument_names(getattr(torch.ops.slaf_ext, name).default))
+        for key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"):
+            library.impl(name, answer, key)

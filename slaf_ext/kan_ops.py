@@ -10,7 +10,6 @@ again for backward, whose other kernel contracts dΦ with the slopes: dx[r, i] =
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from . import fakes, reference
 from .arguments import Spec, check_device, check_kan
 from .ops import is_exporting_to_onnx
-from .torch_private import argument_names, below_autograd, is_transformed
+from .torch_private import below_autograd, is_transformed
 
 # Products of fewer rows are slower, as every panel passes once over dW: by 5 % at 256 rows and 16 % at 128.
 PANEL_ROWS = 512
@@ -185,13 +184,10 @@ for _key in ("CPU", "CUDA"):
     _library.impl("kan_linear_backward", _backward, _key)
 _library.impl("kan_linear", _differentiable, "Autograd")
 _library.impl("kan_linear_backward", _differentiable_backward, "Autograd")
-_fakes: dict[str, Callable[..., Any]] = {
+_fakes: dict[str, Callable] = {
     "kan_linear": _fake,
     "kan_linear_backward": _fake_backward,
     "kan_expand": lambda x, _, terms: check_device(x, terms=terms),
     "kan_contract": lambda x, _, grad_terms, grad_x: check_device(x, grad_terms=grad_terms, grad_x=grad_x),
 }
-for _name, _kernel in _fakes.items():
-    torch.library.register_fake(f"slaf_ext::{_name}", _kernel)
-    _unsupported = functools.partial(fakes.unsupported, argument_names(getattr(torch.ops.slaf_ext, _name).default))
-    _library.impl(_name, _unsupported, "CompositeExplicitAutograd")
+fakes.register(_library, _fakes)

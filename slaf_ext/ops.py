@@ -25,7 +25,6 @@ from . import fakes, reference
 from .arguments import DERIVATIVE, OUTSIDE, Spec, check_arguments, check_dense
 from .extension import _C, has_cuda_kernels
 from .torch_private import (
-    argument_names,
     below_autograd,
     direct_apply,
     direct_call,
@@ -340,8 +339,4 @@ _library.impl("slaf", _differentiable_slaf, "Autograd")
 _library.impl("slaf_backward", _differentiable_slaf_backward, "Autograd")
 _library.impl("_slaf", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("_slaf_backward", torch.library.fallthrough_kernel, "Autograd")
-for _name, _fake in _fakes.items():
-    torch.library.register_fake(f"slaf_ext::{_name}", _fake)
-    _unsupported = functools.partial(fakes.unsupported, argument_names(getattr(torch.ops.slaf_ext, _name).default))
-    for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA", "AutogradNestedTensor"):
-        _library.impl(_name, _unsupported, _key)
+fakes.register(_library, _fakes)

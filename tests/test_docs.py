@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/guide.md", "docs/training.md", "benchmarks/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/training.md", "benchmarks/README.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])

@@ -19,7 +19,7 @@ ALLOWED = {
     "series": {"bases"},
     "fit": {"bases", "series", "activations"},
     "reference": {"bases", "arguments", "ranks"},
-    "fakes": {"arguments"},
+    "fakes": {"arguments", "torch_private"},
     "ops": {"arguments", "reference", "fakes", "distributed", "extension", "torch_private"},
     "kan_ops": {"arguments", "reference", "fakes", "ops", "torch_private"},
     "export": {"ops", "kan_ops"},
