@@ -20,7 +20,7 @@ from benchmarks import cases, measure, results
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-OPERATORS = ["values", "ops", "tracing", "nn", "normalize", "normalize_kernels", "fold"]
+OPERATORS = ["values", "ops", "tracing", "nn", "normalize", "normalize_kernels", "fold", "kan"]
 FILES = [*OPERATORS, "properties", "numerics", "default_device"]
 GRADIENTS = {
     "gradcheck": "test_gradcheck[ and (monomial or chebyshev or legendre)",
