@@ -155,13 +155,7 @@ def check_tensors(x: Tensor, coeffs: Tensor) -> None:
     check_dense(x)
     check_dense(coeffs, "coeffs")
     check_floating(x)
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    if coeffs.dtype != x.dtype and not (half and coeffs.dtype == torch.float32):
-        names = [str(t.dtype).removeprefix("torch.") for t in (coeffs, x)]
-        raise ValueError(
-            f"coeffs are {names[0]} and x is {names[1]}; convert one: coeffs must have x's dtype"
-            + (" or be float32" if half else "")
-        )
+    check_dtype(x, coeffs=coeffs)
     check_device(x, coeffs=coeffs)
     check_shape(coeffs)
 
@@ -170,8 +164,7 @@ def check_kan(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """The tensors of a layer with a polynomial on every edge."""
     named = {"weight": weight, **({} if bias is None else {"bias": bias})}
     for name, tensor in (("x", x), *named.items()):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
+        check_tensor(tensor, name)
         if tensor.layout is not torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             raise ValueError(f"{name} is {kind}; kan_linear needs a dense tensor")
@@ -189,14 +182,7 @@ def check_kan(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(
             f"bias has shape {tuple(bias.shape)} and weight {tuple(weight.shape)}; bias must be ({weight.shape[0]},)"
         )
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    for name, tensor in named.items():
-        if tensor.dtype != x.dtype and not (half and tensor.dtype == torch.float32):
-            names = [str(t.dtype).removeprefix("torch.") for t in (tensor, x)]
-            raise ValueError(
-                f"{name} is {names[0]} and x is {names[1]}; convert one: {name} must have x's dtype"
-                + (" or be float32" if half else "")
-            )
+    check_dtype(x, **named)
     check_device(x, **named)
 
 
@@ -229,6 +215,19 @@ def check_shape(coeffs: Tensor) -> None:
         raise ValueError(
             f"coeffs have shape {tuple(shape)}; they must be (K,) or (G, K) with G and K at least 1, K = degree + 1"
         )
+
+
+def check_dtype(x: Tensor, **parameters: Tensor) -> None:
+    """Parameters have x's dtype, or stay float32 beside half-precision x."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    for name, tensor in parameters.items():
+        if tensor.dtype != x.dtype and not (half and tensor.dtype == torch.float32):
+            verb = "are" if name == "coeffs" else "is"
+            names = [str(t.dtype).removeprefix("torch.") for t in (tensor, x)]
+            raise ValueError(
+                f"{name} {verb} {names[0]} and x is {names[1]}; convert one: {name} must have x's dtype"
+                + (" or be float32" if half else "")
+            )
 
 
 def check_device(x: Tensor, **others: Tensor) -> None:
