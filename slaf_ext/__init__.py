@@ -6,7 +6,7 @@ from pkgutil import extend_path
 # In the folder of the sources Python finds these files first; the compiled part is in the installed package.
 __path__ = extend_path(__path__, __name__)
 
-from . import bases, reference, training
+from . import bases, export, reference, training
 from .convert import ConversionReport, convert
 from .fit import Fit, fit
 from .functional import basis_values, derivatives, slaf
@@ -26,6 +26,7 @@ __all__ = [
     "basis_values",
     "convert",
     "derivatives",
+    "export",
     "fit",
     "kan_linear",
     "overview",

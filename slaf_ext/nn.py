@@ -247,9 +247,7 @@ class SLAF(nn.Module):
         """
         if isinstance(group, bool) or not isinstance(group, (int, np.integer)) or not 0 <= group < self.num_groups:
             raise ValueError(f"group is {group!r}; this module has the groups 0 to {self.num_groups - 1}")
-        coeffs = self._folded_coeffs() if self.normalize else self.coeffs
-        rows = coeffs.detach().double().cpu().reshape(self.num_groups, -1)
-        return to_numpy(rows[group].numpy(), self.basis, self.domain)
+        return to_numpy(coefficient_rows(self)[group], self.basis, self.domain)
 
     @torch.no_grad()
     def plot(self, ax: Axes | None = None, *, inputs: Tensor | None = None, max_groups: int = 16) -> Axes:
@@ -294,3 +292,10 @@ class SLAF(nn.Module):
         if self.normalize:
             parts.append(f"normalize=True, momentum={self.momentum}, eps={self.eps}" + ", sync=True" * self.sync)
         return ", ".join(parts)
+
+
+@torch.no_grad()
+def coefficient_rows(module: SLAF) -> np.ndarray:
+    """The coefficients in float64 with a row for each group, as evaluation mode has them."""
+    coeffs = module._folded_coeffs() if module.normalize else module.coeffs
+    return coeffs.double().cpu().reshape(module.num_groups, -1).numpy()

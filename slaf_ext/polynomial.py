@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from . import bases
-from .nn import SLAF
+from .batch_norm import batch_norm_map
+from .nn import SLAF, coefficient_rows
 
 if TYPE_CHECKING:
     import sympy
@@ -144,7 +145,9 @@ def to_polynomial(model: nn.Module, *, max_terms: int = 20_000) -> MultivariateP
             if layer.bias is not None:
                 units[:, 0] += _array(layer.bias)
         elif isinstance(layer, nn.BatchNorm1d):
-            units = _batch_norm(layer, units)
+            scale, shift = (t.cpu().numpy() for t in batch_norm_map(layer))
+            units = units * scale[:, None]
+            units[:, 0] += shift
         elif isinstance(layer, SLAF):
             units = _activation(layer, units, reached, monomials)
             reached *= layer.degree
@@ -223,30 +226,15 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().cpu().numpy()
 
 
-def _batch_norm(layer: nn.BatchNorm1d, units: np.ndarray) -> np.ndarray:
-    if layer.running_mean is None or layer.running_var is None:
-        raise ValueError(f"{layer} keeps no running statistics, so it is not a fixed function; let it keep them")
-    scale = 1 / np.sqrt(_array(layer.running_var) + layer.eps)
-    if layer.affine:
-        scale = scale * _array(layer.weight)
-    units = units * scale[:, None]
-    units[:, 0] -= scale * _array(layer.running_mean)
-    if layer.affine:
-        units[:, 0] += _array(layer.bias)
-    return units
-
-
 def _activation(layer: SLAF, units: np.ndarray, degree: int, monomials: _Monomials) -> np.ndarray:
     """Σ_k a_k φ_k(p), by the recurrence, for the polynomials p in `units`, all of the given degree."""
-    layer = layer.fold()
     if layer.num_groups > 1 and layer.dim not in (1, -1):
         raise ValueError(
             f"{layer} has its groups along dim {layer.dim}; for input of shape (N, features) it must be 1 or -1"
         )
     if units.shape[0] % layer.num_groups:
         raise ValueError(f"{layer} has {layer.num_groups} groups, which do not divide the {units.shape[0]} units")
-    coeffs = _array(layer.coeffs).reshape(layer.num_groups, -1)
-    coeffs = np.repeat(coeffs, units.shape[0] // layer.num_groups, axis=0)
+    coeffs = np.repeat(coefficient_rows(layer), units.shape[0] // layer.num_groups, axis=0)
     mapped = bases.mapped(layer.basis, layer.degree, layer.domain)
     centred = units.copy()
     centred[:, 0] -= mapped.center

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..activations import ACTIVATIONS
+from ..batch_norm import batch_norm_map
 from ..torch_private import BATCH_NORM, DROPOUT, POOLING
 from .calibration import Batches
 from .discovery import in_float64
@@ -123,8 +124,7 @@ def _norm(module: nn.Module) -> float | None:
         # Each output of a convolution is a sum of weights times inputs, so the norm is the sum of the |weights|.
         return float(module.weight.detach().double().flatten(1).abs().sum(1).max())
     if isinstance(module, BATCH_NORM) and module.running_var is not None:
-        scale = (module.running_var.double() + module.eps).rsqrt()
-        return float((scale if module.weight is None else scale * module.weight.detach().double().abs()).max())
+        return float(batch_norm_map(module)[0].abs().max())
     if isinstance(module, ACTIVATIONS):
         if isinstance(module, nn.PReLU):
             return max(1.0, float(module.weight.detach().abs().max()))

@@ -15,6 +15,14 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ..activations import ACTIVATIONS, set_module
 from ..nn import SLAF
 
+# The modules of torch.nn that define activations, or layers with activations inside.
+NONLINEAR = (nn.ReLU.__module__, nn.LSTM.__module__)
+MAX_POOLING = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+)
+NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
 # Modules whose members are not searched: their code cannot be changed, or they compute weights.
 CLOSED = (SLAF, ParametrizationList, torch.jit.ScriptModule)
 
@@ -30,6 +38,18 @@ def is_activation(module: nn.Module) -> bool:
         return False
     trial = _trial(module)
     return trial is not None and not _is_affine(*trial)
+
+
+def why_not_polynomial(module: nn.Module, found: bool) -> str | None:
+    """What keeps a network with this module from being a polynomial; `found`: whether it is an activation."""
+    name = type(module).__name__
+    if isinstance(module, MAX_POOLING):
+        return f"a maximum; put nn.{name.replace('Fractional', '').replace('Max', 'Avg')} in its place, and train again"
+    if found:
+        return f"{name} is an activation; slaf_ext.convert replaces it"
+    if isinstance(module, NORMALISING):
+        return f"{name} divides by a function of its input; BatchNorm is linear in evaluation mode"
+    return f"{name} is no polynomial" if type(module).__module__ in NONLINEAR else None
 
 
 def is_elementwise(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -19,12 +20,12 @@ from ..fit import METHODS, fit
 from ..nn import SLAF
 from .bounds import lipschitz, measure, propagate_bounds
 from .calibration import Batches
-from .discovery import copy_of, in_float64, is_elementwise, make_replaceable, walk
+from .discovery import NONLINEAR, copy_of, in_float64, is_elementwise, make_replaceable, walk
+from .ranges import ranges_of
 from .report import ConversionReport, LayerReport
-from .tracing import UNKNOWN, FunctionCalls, Target, functions_as_modules, matches
+from .tracing import MAX_POOLS, UNKNOWN, FunctionCalls, Target, functions_as_modules, matches
 
-# The modules of torch.nn that define activations, or layers with activations inside.
-NONLINEAR = (nn.ReLU.__module__, nn.LSTM.__module__)
+SAMPLES = 1_000_000
 SCRIPTED = "the code of TorchScript cannot be seen or changed; convert the model before scripting it"
 Part = tuple[str, nn.Module, bool]  # as `walk` yields them
 
@@ -38,7 +39,9 @@ def convert(
     targets: Iterable[str | type[nn.Module]] | None = None,
     method: str = "minimax",
     margin: float = 0.0,
+    quantile: float = 1.0,
     outside: str = "linear",
+    held_out: Tensor | Iterable | None = None,
 ) -> tuple[nn.Module, ConversionReport]:
     """A copy of a trained network whose activations are SLAFs, fitted to them on the ranges of their inputs.
 
@@ -65,16 +68,20 @@ def convert(
             of modules. None for all known activations that do not jump.
         method: how to fit, see :func:`slaf_ext.fit`.
         margin: how far the range is widened on each side, as a fraction of its width.
+        quantile: the share of the inputs that the range covers, without the smallest and the largest in equal parts;
+            1 for all. A few far outliers then do not cost all others their accuracy.
         outside: what the SLAFs do outside the range, see :func:`slaf_ext.slaf`. The default continues along the
             tangent, so values stay moderate, but the network is not polynomial there. "extrapolate" gives a network
             that is polynomial everywhere, as encrypted inference needs, but its values can grow without limit on inputs
             outside the range: choose the margin with care.
+        held_out: inputs that the calibration has not seen, to report ranges on; None for the calibration data.
 
     Returns:
         The converted network, in evaluation mode, and a :class:`ConversionReport`. The network is an fx.GraphModule if
         functional calls were converted, an nn.Sequential if the model was itself an activation, and otherwise a copy of
-        the model's own class. The report lists the activations that stay as they are; max pooling stays too. (To put
-        untrained SLAFs into a model, see :func:`slaf_ext.training.replace_activations`.)
+        the model's own class. The report lists the activations that stay as they are, and with "extrapolate" what else
+        is no polynomial, such as max pooling. (To put untrained SLAFs into a model, see
+        :func:`slaf_ext.training.replace_activations`.)
 
     Raises:
         TypeError: the model is not an nn.Module, or is TorchScript; calibration holds no batches; a target is neither a
@@ -96,6 +103,8 @@ def convert(
     activations; the bound follows from the triangle inequality.
     """
     _check(model, degree, basis, method, margin, outside)
+    quantile = bases.check_real(quantile, "quantile", lambda t: 0 < t <= 1, "a number above 0, up to 1")
+    unseen = None if held_out is None else Batches(held_out, "held_out")
     chosen = None if targets is None else _check_targets(targets)
     batches = Batches(calibration)
     report = ConversionReport(outside=outside)
@@ -112,7 +121,7 @@ def convert(
     for name in order:
         module = original.get_submodule(name)
         try:
-            domain, like = _domain(converted, name, margin, batches)
+            domain, like = _domain(converted, name, margin, quantile, batches)
             if math.isinf(lipschitz(module, domain)) and chosen is None:
                 raise ValueError(f"it jumps, and no polynomial comes close; targets={name!r} converts it anyway")
             found = fit(in_float64(module), degree, basis, domain=domain, method=method)
@@ -136,6 +145,7 @@ def convert(
     inside = measure(untouched, original, converted, report, batches)
     if graph is not None:
         propagate_bounds(original, graph, report, inside)
+    report.ranges = ranges_of(converted, unseen or batches)
     return converted, report
 
 
@@ -241,6 +251,8 @@ def _execution_order(
             left.setdefault(name, "calibration never reached it")
     report.not_converted += left.items()
     for name, call in calls.found:
+        if call in MAX_POOLS:
+            continue
         what = call if isinstance(call, str) else call.__name__
         why = UNKNOWN
         if call in FUNCTIONAL:
@@ -250,12 +262,20 @@ def _execution_order(
     return [name for name in order if name not in left]
 
 
-def _domain(model: nn.Module, name: str, margin: float, batches: Batches) -> tuple[tuple[float, float], Tensor]:
-    """The range of a module's input on the calibration data, plus the margin, and a tensor of its dtype and device."""
-    ends = []
+def _domain(
+    model: nn.Module, name: str, margin: float, quantile: float, batches: Batches
+) -> tuple[tuple[float, float], Tensor]:
+    """The interval to fit on: that share of a module's inputs, plus the margin; and a tensor of their dtype and device.
+
+    The quantiles are those of at most a million evenly spaced inputs of every batch.
+    """
+    ends, samples = [], []
 
     def see(module, args):
         ends.append(torch.stack(args[0].aminmax()))
+        if quantile < 1:
+            flat = args[0].flatten()
+            samples.append(flat[:: 1 + flat.numel() // SAMPLES].double().cpu().numpy())
 
     hook = model.get_submodule(name).register_forward_pre_hook(see)
     for _ in batches.run(model):
@@ -265,5 +285,7 @@ def _domain(model: nn.Module, name: str, margin: float, batches: Batches) -> tup
     lo, hi = float(every[:, 0].min()), float(every[:, 1].max())
     if not (math.isfinite(lo) and math.isfinite(hi)):
         raise ValueError(f"the input of {name} ranges over ({lo}, {hi}) on the calibration data; it must be finite")
+    if quantile < 1:
+        lo, hi = np.quantile(np.concatenate(samples), [0.5 - 0.5 * quantile, 0.5 + 0.5 * quantile]).tolist()
     widening = margin * (hi - lo) if hi > lo else 1e-3 * max(abs(lo), 1.0)
     return (lo - widening, hi + widening), every

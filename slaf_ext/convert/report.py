@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from .ranges import RangeReport
+
 BEYOND = {
     "linear": "outside its domain a layer is linear, not polynomial",
     "clamp": "outside its domain a layer is constant, not polynomial",
     "extrapolate": "polynomial everywhere; values can grow without limit outside the domains",
 }
+
+NAMES = {"calibration": "calibration", "held_out": "held-out"}
 
 
 @dataclass
@@ -52,6 +56,8 @@ class ConversionReport:
         not_converted: (what, why) for each activation that was left as it was. A functional call is named after the
             module that makes it and the function.
         outside: what the converted activations do outside their domains; inputs unlike the calibration data get there.
+        ranges: the inputs and outputs of every SLAF in the converted network on held-out data, or without any on the
+            calibration data; and what in it is no polynomial, a :class:`slaf_ext.export.RangeReport`.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
@@ -61,6 +67,7 @@ class ConversionReport:
     parameters_added: int = 0
     not_converted: list[tuple[str, str]] = field(default_factory=list)
     outside: str = "linear"
+    ranges: RangeReport = field(default_factory=RangeReport)
 
     def __str__(self) -> str:
         head = f"{'layer':<17}{'was':<11}{'domain':>18}{'fit error':>11}{'bound':>11}{'measured':>11}"
@@ -78,6 +85,12 @@ class ConversionReport:
         if self.layers:
             lines.append(f"outside={self.outside!r}: {BEYOND[self.outside]}")
         lines += [f"not converted: {what}: {why}" for what, why in self.not_converted]
+        if self.layers:
+            lines += ["", f"ranges of the converted network on the {NAMES[self.ranges.data]} data:"]
+            lines.append(self.ranges.table())
+        if self.outside == "extrapolate":
+            known = {what for what, _ in self.not_converted}
+            lines += [f"not polynomial: {what}: {why}" for what, why in self.ranges.not_polynomial if what not in known]
         return "\n".join(line.rstrip() for line in lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,9 @@ from ..activations import FUNCTIONAL
 from ..nn import SLAF
 from .calibration import Batches
 from .discovery import CLOSED, walk, works_in_place
-from .report import ConversionReport
+
+if TYPE_CHECKING:
+    from .report import ConversionReport
 
 Target = str | type[nn.Module]
 UNKNOWN = "not a known elementwise function"
@@ -32,6 +34,13 @@ OTHERS: set[Callable | str] = {
     *(torch.sinh, "sinh", torch.cosh, "cosh", torch.atan, "atan", torch.reciprocal, "reciprocal", torch.clip, "clip"),
     *(torch.logaddexp, "logaddexp", torch.logsumexp, "logsumexp", "where", F.scaled_dot_product_attention),
     *(F.multi_head_attention_forward, "hardshrink", "prelu", torch.rrelu, torch.rrelu_),
+}
+
+# No activations, but no polynomials either.
+MAX_POOLS: set[Callable | str] = {
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.max_pool1d_with_indices),
+    *(F.max_pool2d_with_indices, F.max_pool3d_with_indices, F.fractional_max_pool2d, F.fractional_max_pool3d),
 }
 
 
@@ -143,7 +152,7 @@ class FunctionCalls(TorchFunctionMode):
         excluded: the exceptions.
 
     Attributes:
-        found: (name of the module, key of FUNCTIONAL or of OTHERS), each once, in order of execution.
+        found: (name of the module, key of FUNCTIONAL, OTHERS or MAX_POOLS), each once, in order of execution.
     """
 
     def __init__(self, model: nn.Module, included: list[nn.Module], excluded: list[nn.Module]) -> None:
@@ -174,7 +183,7 @@ class FunctionCalls(TorchFunctionMode):
         if counts and any(isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *kwargs.values())):
             own = getattr(func, "__name__", "")
             call = own if getattr(Tensor, own, None) is func else func  # methods by name, as torch.fx has them
-            if (call in FUNCTIONAL or call in OTHERS) and (name, call) not in self.found:
+            if (call in FUNCTIONAL or call in OTHERS or call in MAX_POOLS) and (name, call) not in self.found:
                 self.found.append((name, call))
         return func(*args, **kwargs)
 

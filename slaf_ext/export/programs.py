@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import kan_ops, ops
+from .. import kan_ops, ops
 
 
 def decompositions() -> dict[Any, Callable]:
