@@ -10,22 +10,13 @@ from torch import nn
 import slaf_ext
 from slaf_ext import SLAF, training
 
-RECIPES = ("polynomial", "bounded", "drop-in", "encrypted")
-
-
-@pytest.fixture
-def one_thread():
-    """Limits torch to one thread, since synchronising threads costs networks this small more than it saves."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+RECIPES = ("polynomial", "bounded", "drop-in", "encrypted", "herpn")
 
 
 def data_for(name):
     """512 samples of a polynomial of degree 3 in four features, or of a product of waves in two of them."""
     x = torch.randn(512, 4)
-    if name in ("polynomial", "encrypted"):
+    if name in ("polynomial", "encrypted", "herpn"):
         y = x[:, 0] * x[:, 1] * x[:, 2] + x[:, 3] ** 2 - 1
     else:
         y = torch.sin(3 * x[:, 0]) * torch.cos(2 * x[:, 1])
@@ -99,7 +90,9 @@ def test_what_a_recipe_makes():
         r.activation(0)
     with pytest.raises(ValueError, match="steps_per_epoch is 0; it must be"):
         r.optimizer(model, 1, 0)
-    with pytest.raises(ValueError, match="recipe is 'best'; it must be one of polynomial, bounded, drop-in, encrypted"):
+    with pytest.raises(
+        ValueError, match=r"recipe is 'best'; it must be one of polynomial, bounded, drop-in, encrypted, herpn"
+    ):
         training.recipe("best")
 
 

@@ -1,4 +1,4 @@
-"""Additions to a network for training: gates on the coefficients, and max scaling."""
+"""Additions to a network for training: gates and masks on the coefficients, and max scaling."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def gate(model: nn.Module) -> int:
     """
     added = 0
     for module in slafs(model):
-        if parametrize.is_parametrized(module, "coeffs"):
-            raise ValueError(f"{module} has gates already; ungate the model first")
+        _check_free(module)
         gates = _Gate(module.coeffs)
         parametrize.register_parametrization(module, "coeffs", gates)
         added += gates.logits.numel()
@@ -51,7 +50,7 @@ def gate(model: nn.Module) -> int:
 
 
 def ungate(model: nn.Module) -> None:
-    """Multiplies the gates of :func:`gate` into the coefficients, and removes them.
+    """Multiplies the gates of :func:`gate`, or the masks of :func:`parity`, into the coefficients, and removes them.
 
     Example:
         >>> import torch, slaf_ext
@@ -64,6 +63,67 @@ def ungate(model: nn.Module) -> None:
     for module in slafs(model):
         if parametrize.is_parametrized(module, "coeffs"):
             parametrize.remove_parametrizations(module, "coeffs", leave_parametrized=True)
+
+
+class _Mask(nn.Module):
+    """coeffs → the same with zeros for every other k."""
+
+    mask: Tensor
+
+    def __init__(self, coeffs: Tensor, first: int) -> None:
+        super().__init__()
+        mask = torch.zeros(coeffs.shape[-1], dtype=torch.bool, device=coeffs.device)
+        mask[first::2] = True
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, coeffs: Tensor) -> Tensor:
+        return torch.where(self.mask, coeffs, 0)
+
+
+def parity(model: nn.Module, kind: str) -> None:
+    """Makes every SLAF an odd or an even function, and keeps it one: the other coefficients are 0 whatever is trained.
+
+    An odd polynomial of degree n has half as many coefficients, as those that approximate a sign or tanh; an even one
+    needs x² alone. The masked coefficients get no gradient. :func:`ungate` removes the masks and leaves zeros.
+
+    Args:
+        model: any module with SLAFs. Nothing is changed if one of them cannot have a parity.
+        kind: "odd" or "even".
+
+    Raises:
+        ValueError: another kind; a SLAF whose φ_k are not even and odd in turn, as those of Laguerre are not, or whose
+            domain is not centred at 0; a normalised one, for "odd", because its means add a constant; or one that has
+            gates or a mask already.
+
+    Example:
+        >>> import torch, slaf_ext
+        >>> f = slaf_ext.SLAF(5, init="gelu")
+        >>> parity(f, "odd")
+        >>> f.coeffs.detach().round(decimals=2)
+        tensor([0., 2., 0., -0., 0., 0.])
+
+    Source: composite polynomials for the sign function under homomorphic encryption are odd; see :func:`gate` for how
+    the mask is attached.
+    """
+    if kind not in ("odd", "even"):
+        raise ValueError(f"kind is {kind!r}; it must be 'odd' or 'even'")
+    for module in slafs(model):
+        _check_free(module)
+        mapped = bases.mapped(module.basis, module.degree, module.domain)
+        if mapped.center != 0 or any(mapped.rows[1::3]):
+            raise ValueError(
+                f"{module} has no parity: φ_k(−x) = (−1)^k φ_k(x) needs a basis with B_k = 0, such as 'chebyshev', and "
+                "a domain centred at 0"
+            )
+        if module.normalize and kind == "odd":
+            raise ValueError(f"{module} is normalised, and its means add a constant; use 'even', or fold it")
+    for module in slafs(model):
+        parametrize.register_parametrization(module, "coeffs", _Mask(module.coeffs, 1 if kind == "odd" else 0))
+
+
+def _check_free(module: nn.Module) -> None:
+    if parametrize.is_parametrized(module, "coeffs"):
+        raise ValueError(f"a SLAF of degree {module.degree} has gates already, or a mask; ungate the model first")
 
 
 class MaxScale(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,12 +113,30 @@ _RECIPES = {
             weight_decay=1e-4,
             range_penalty=0.1,
         ),
+        Recipe(
+            "herpn",
+            use="the same, with every term normalised by itself, so that no BatchNorm is needed before it",
+            fails="as encrypted does, and with small batches, whose statistics are noisy",
+            degree=2,
+            options={
+                "basis": "hermite_e_normalized",
+                "domain": None,
+                "outside": "extrapolate",
+                "normalize": True,
+                "momentum": 0.1,
+                # ReLU's coefficients in this basis: E[max(X, 0) φ_k(X)] for a standard normal X.
+                "init": (1 / math.sqrt(2 * math.pi), 0.5, 0.5 / math.sqrt(math.pi)),
+            },
+            lr=3e-3,
+            coeffs_lr=3e-3,
+            weight_decay=1e-4,
+        ),
     )
 }
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name: "polynomial", "bounded", "drop-in" or "encrypted".
+    """A recipe by name: "polynomial", "bounded", "drop-in", "encrypted" or "herpn".
 
     | recipe | for | where it fails |
     |---|---|---|
@@ -125,6 +144,7 @@ def recipe(name: str) -> Recipe:
     | bounded | irregular targets of few inputs | more than three layers, small batches |
     | drop-in | in place of ReLU or GELU, at any depth | where BatchNorm does |
     | encrypted | networks that must be polynomial everywhere | inputs beyond the range seen, many layers |
+    | herpn | the same, each Hermite term normalised | the same; small batches |
 
     Raises:
         ValueError: another name.
@@ -143,7 +163,8 @@ def recipe(name: str) -> Recipe:
         >>> r.fails
         'without large batches, as BatchNorm does; where a polynomial is needed everywhere'
 
-    Source: this project's experiments, ``python -m examples.experiments``.
+    Source: this project's experiments, ``python -m examples.experiments``; "herpn" is the activation of AESPA
+    (arXiv:2201.06699), a Hermite expansion of ReLU whose terms are normalised one by one.
     """
     if not isinstance(name, str) or name not in _RECIPES:
         raise ValueError(f"recipe is {name!r}; it must be one of {', '.join(_RECIPES)}")
