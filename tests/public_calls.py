@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import slaf_ext
-from slaf_ext import SLAF, bases, reference, training
+from slaf_ext import SLAF, bases, export, reference, training
 from slaf_ext.activations import FUNCTIONS
 from slaf_ext.convert import discovery
 from slaf_ext.functional import normalized_slaf
@@ -103,6 +103,33 @@ def expanded(**options):
     model = nn.Sequential(nn.Linear(3, 4, **HOST), activation, nn.Linear(4, 2, **HOST)).eval()
     polynomial = slaf_ext.to_polynomial(model)
     return polynomial.coeffs, polynomial(X), str(polynomial.to_sympy())
+
+
+def exported():
+    net = nn.Sequential(
+        nn.Linear(3, 4, **HOST), nn.BatchNorm1d(4, **HOST), module(domain=(-3, 4)), nn.MaxPool1d(2)
+    ).eval()
+    before, (p,) = str(export.check(net, 3 * X)), export.polynomials(net, X)
+    folded = export.fold_batch_norm(net, X)
+    names = ("numpy", "orion", "openfhe")
+    again = export.from_json(export.to_json([p]))[0]
+    return before, folded(X), [again.coefficients(name) for name in names], str(p.ranges), p.depth
+
+
+def progressive(fine_tune=lambda model, penalty: (model(X), penalty())):
+    model, report = training.convert_progressively(network(nn.GELU), X, fine_tune, degree=3, quantile=0.9)
+    with torch.no_grad():
+        model[0].weight.mul_(3.0)
+    contracted = training.contract_ranges(model, X, fine_tune, rounds=2)
+    return str(report), str(contracted), model(X)
+
+
+def symmetric():
+    model = module(domain=(-2, 2))
+    training.parity(model, "odd")
+    results = [model(X), model.coeffs]
+    training.ungate(model)
+    return [*results, model.coeffs]
 
 
 def drawn(**options):
@@ -222,6 +249,7 @@ CASES = {
         lambda: converted(Functional()),
         lambda: converted(nn.TransformerEncoderLayer(3, 1, 8, **HOST)),
     ],
+    "export": [exported],
     "to_polynomial": [expanded, lambda: expanded(normalize=True, domain=(-2, 2))],
     "overview": [overviewed],
     "reference": [
@@ -244,6 +272,8 @@ CASES = {
         frozen,
         replaced,
         scaled,
+        progressive,
+        symmetric,
         lambda: training.slafs(nn.Sequential(module()))[0].coeffs,
     ],
     "bases": [lambda: bases.get("legendre").table(3), lambda: bases.mapped(bases.get("bessel"), 3, (0, 2)).rows],
