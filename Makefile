@@ -1,9 +1,10 @@
-# make test | test-all | fuzz | bench | paper | gpu OUT=folder | lint: each builds what it needs in .venv, and reuses what is there.
+# make test | test-all | fuzz | bench | paper | docs | wheel | wheel-test | gpu OUT=folder | lint: each builds what it
+# needs in .venv, and reuses what is there.
 PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) setup.py pyproject.toml
 
-.PHONY: test test-all fuzz bench paper gpu lint clean
+.PHONY: test test-all fuzz bench paper docs wheel wheel-test gpu lint clean
 
 test: .venv/built
 	$(PY) -m pytest -n auto -m "not slow" $(ARGS)
@@ -22,6 +23,32 @@ bench: .venv/built
 # The paper's experiments and others, small and short: under four minutes on two cores.
 paper: .venv/built
 	$(PY) -m examples.experiments --quick $(ARGS)
+
+# The site, in build/docs, from docs/*.md and the docstrings.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+
+# A wheel for this Python in dist/, and what its libraries need. What an earlier build left would enter it too.
+wheel: .venv/installed .venv/oldest
+	rm -rf build/lib* dist/*.whl
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	$(PY) .ci/wheel.py dist/*.whl .venv/oldest
+
+# Installs that wheel in a new environment, beside the torch that TORCH names and where no compiler is found, and runs
+# the operators' tests. Warnings are no errors there, as another torch has others.
+TORCH ?= 2.13.0
+wheel-test: wheel
+	rm -rf build/wheel
+	mkdir -p build/wheel
+	cp -r tests pyproject.toml build/wheel
+	grep -v "^torch=" .ci/requirements.txt > build/wheel/constraints.txt
+	$(PY) -m venv build/wheel/venv
+	cd build/wheel && export PATH="$$PWD/venv/bin" && \
+	  python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$(TORCH) \
+	    ../../dist/*.whl pytest hypothesis scipy mpmath setuptools && \
+	  python -m slaf_ext && \
+	  python -m pytest -W ignore -m "not slow" tests/test_values.py tests/test_gradients.py tests/test_ops.py \
+	    tests/test_normalize_kernels.py tests/test_kan.py $(ARGS)
 
 # On a machine with an NVIDIA GPU, torch and nvcc, with no network: builds with the torch of $(PYTHON), tests,
 # sanitizes and measures in under 6 minutes, and writes everything under OUT; the last lines say what failed.
@@ -42,7 +69,7 @@ lint: .venv/built .venv/oldest
 	done; done
 
 clean:
-	rm -rf .venv build slaf_ext/*.so *.egg-info
+	rm -rf .venv build dist slaf_ext/*.so *.egg-info
 
 # The wheel for macOS is the smallest that holds them.
 .venv/oldest: .venv/installed .ci/headers.py

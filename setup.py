@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
@@ -102,8 +103,10 @@ def cuda_home() -> Path | None:
     return Path(home[1]).resolve() if home else nvcc.resolve().parent.parent
 
 
-def extension(name: str, sources: list[str], **more) -> cpp_extension.CppExtension:
-    return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, depends=headers, **more)
+def extension(name: str, sources: list[str], libraries=(), **more) -> cpp_extension.CppExtension:
+    # Torch's libraries follow, and hold some functions of libstdc++, not the same ones in every torch.
+    libraries = [*(["stdc++"] if sys.platform == "linux" else []), *libraries]
+    return cpp_extension.CppExtension(f"slaf_ext.{name}", sources, libraries=libraries, depends=headers, **more)
 
 
 check_compiler("CXX", "c++")  # as torch has it
