@@ -8,7 +8,7 @@ an activation f by
 where `slaf_ext.derivatives` gives f, f' and f'' from the kernels. The loss then needs one backward pass, which
 torch.compile supports. By torch.autograd.grad with create_graph=True it would need a backward pass through two others.
 
-    python -m examples.pinn [--quick]
+    python -m examples.pinn [--quick] [--plot FILE]
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def jet(layers: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def jet_by_autograd(layers: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same by derivatives of derivatives."""
-    x = u = x.requires_grad_()
+    x = u = x.detach().requires_grad_()
     for layer in layers:
         u = layer(u)
     (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
@@ -69,7 +69,9 @@ def main() -> None:
     """Trains, and prints the error and what a step costs each way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps, without torch.compile")
-    quick = parser.parse_args().quick
+    parser.add_argument("--plot", metavar="FILE", help="draw u, the exact solution and the error")
+    options = parser.parse_args()
+    quick = options.quick
     torch.manual_seed(0)
     layers, x = network(), torch.linspace(-1, 1, POINTS).unsqueeze(1)
     steps = 200 if quick else 2000
@@ -90,8 +92,24 @@ def main() -> None:
         ways.get("derivatives, compiled", loss)(layers, x).backward()
         optimizer.step()
         schedule.step()
-    error = (jet(layers, x)[0] - torch.sin(FREQUENCY * x)).abs().max().item()
-    print(f"largest error of u after {steps} steps: {error:.2g}")
+    with torch.no_grad():
+        u, exact = jet(layers, x)[0], torch.sin(FREQUENCY * x)
+    print(f"largest error of u after {steps} steps: {(u - exact).abs().max():.2g}")
+    if options.plot:
+        draw(x, u, exact, options.plot)
+
+
+def draw(x: Tensor, u: Tensor, exact: Tensor, path: str) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    left.plot(x, exact, color="0.7", linewidth=4, label="exact solution")
+    left.plot(x, u, label="network")
+    left.set(xlabel="x", ylabel="u", ylim=(-1.2, 1.5))
+    left.legend(loc="upper center", ncols=2)
+    right.plot(x, u - exact)
+    right.set(xlabel="x", ylabel="error of u")
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ except (ImportError, OSError) as error:
     elif not {f".{tag}" for tag in tags} & set(EXTENSION_SUFFIXES):
         reason = f"slaf_ext is built for another Python, {', '.join(tags)}; this one is {EXTENSION_SUFFIXES[0][1:]}"
     else:
-        reason = f"the compiled part of slaf_ext does not load with torch {torch.__version__} ({error})"
+        why = error.__cause__ or error  # torch's own says only which library it could not load
+        reason = f"the compiled part of slaf_ext does not load with torch {torch.__version__} ({why})"
     raise ImportError(
         f"{reason}; build it for this Python and this torch, in the folder of its sources: "
         "pip install --no-build-isolation --force-reinstall --no-deps ."

@@ -86,6 +86,16 @@ def test_what_cannot_be_imported_says_why_and_what_to_do(compiled, sentence, tmp
     assert "circular" not in done.stderr
 
 
+def test_cuda_kernels_that_do_not_load_say_why(tmp_path):
+    package = shutil.copytree(Path(slaf_ext.__file__).parent, tmp_path / "slaf_ext", ignore=NOT_SOURCES)
+    shutil.copy(slaf_ext.extension._C.__file__, package)
+    (package / f"_cuda{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    code = UNHOOKED + "import torch; torch.version.cuda = '13.0'; import slaf_ext"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    sentence = r"ImportError: .*does not load with torch \d\S+ \(.*(ELF|mach-o|short).*\); "
+    assert re.search(sentence, done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability, tmp_path):
     """The same binary, held to the plainer sets by the variable that torch's own kernels obey."""

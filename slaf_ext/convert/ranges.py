@@ -80,13 +80,14 @@ class RangeReport:
 
     def table(self) -> str:
         """A row for each SLAF, and what blows up."""
-        head = f"{'layer':<12}{'domain':>15} {'inputs':>21}{'outside':>8} {'outputs':>21}"
+        head = f"{'layer':<11}{'domain':>15} {'inputs':>21} {'outside':>8} {'outputs':>22}"
         lines = [head, "-" * len(head)]
         for layer in self.layers:
-            name = layer.name if len(layer.name) <= 11 else "…" + layer.name[-10:]
+            name = layer.name if len(layer.name) <= 10 else "…" + layer.name[-9:]
             domain, inputs, outputs = (f"{lo:.3g} … {hi:.3g}" for lo, hi in (layer.domain, layer.inputs, layer.outputs))
-            share = f"{100 * layer.outside / layer.elements:.3g} %"
-            lines.append(f"{name:<12}{domain:>15} {inputs:>21}{share:>8} {outputs:>21}")
+            percent = 100 * layer.outside / layer.elements
+            share = "<0.01 %" if 0 < percent < 0.01 else f"{percent:.2f} %"
+            lines.append(f"{name:<11}{domain:>15} {inputs:>21} {share:>8} {outputs:>22}")
         blown = [layer for layer in self.layers if layer.blown]
         if not blown:
             lines.append(f"no output is beyond {GROWTH:.0f} times the largest in its domain")

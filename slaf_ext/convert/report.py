@@ -10,7 +10,7 @@ from .ranges import RangeReport
 BEYOND = {
     "linear": "outside its domain a layer is linear, not polynomial",
     "clamp": "outside its domain a layer is constant, not polynomial",
-    "extrapolate": "polynomial everywhere; values can grow without limit outside the domains",
+    "extrapolate": "polynomial everywhere, without limit outside the domains",
 }
 
 NAMES = {"calibration": "calibration", "held_out": "held-out"}
