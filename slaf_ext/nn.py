@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.utils import parametrize
 
 from . import bases
 from .arguments import DTYPES, check_dense, check_dim, check_eps, check_outside
@@ -131,6 +132,8 @@ class SLAF(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Sets the coefficients to the values that `init` names, and the running statistics to 0 and 1."""
+        if parametrize.is_parametrized(self, "coeffs"):
+            raise ValueError("the coefficients have gates or a mask; slaf_ext.training.ungate(model) removes them")
         start = initial_normalized if self.normalize else initial_coeffs
         self.coeffs.copy_(start(self.init, self.degree, self.basis, self.domain, self.coeffs))
         if self.normalize:
@@ -298,4 +301,4 @@ class SLAF(nn.Module):
 def coefficient_rows(module: SLAF) -> np.ndarray:
     """The coefficients in float64 with a row for each group, as evaluation mode has them."""
     coeffs = module._folded_coeffs() if module.normalize else module.coeffs
-    return coeffs.double().cpu().reshape(module.num_groups, -1).numpy()
+    return coeffs.double().cpu().reshape(module.num_groups, -1).numpy().copy()  # not the parameter's own memory

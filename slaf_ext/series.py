@@ -16,6 +16,8 @@ from .bases import Basis
 
 Series = Polynomial | Chebyshev | Legendre | Hermite | HermiteE | Laguerre
 
+SMALLEST = Fraction(float(np.finfo(np.float64).tiny))  # with all its digits
+
 NUMPY_CLASSES: dict[str, Callable[..., Series]] = {
     "monomial": Polynomial,
     "chebyshev": Chebyshev,
@@ -116,7 +118,7 @@ def combine(coeffs: np.ndarray, rows: list[list[Fraction]]) -> np.ndarray:
     """Σ_k coeffs[…, k] rows[k], a row for each row of coeffs, rounded once.
 
     Raises:
-        OverflowError: float64 does not hold a result.
+        OverflowError: float64 does not hold a result, or not with all its digits.
     """
     flat = np.atleast_2d(coeffs)
     sums = []
@@ -126,4 +128,6 @@ def combine(coeffs: np.ndarray, rows: list[list[Fraction]]) -> np.ndarray:
             for j, t in enumerate(terms):
                 total[j] += a * t
         sums.append([float(t) for t in total])
+        if any(t and abs(t) < SMALLEST for t in total):
+            raise OverflowError("a result is too small for float64")
     return np.array(sums).reshape(coeffs.shape)

@@ -184,7 +184,7 @@ def test_outside_the_range_the_converted_network_stays_lipschitz():
         ("clamp", "outside='clamp': outside its domain a layer is constant, not polynomial"),
         (
             "extrapolate",
-            "outside='extrapolate': polynomial everywhere, without limit outside the domains",
+            "outside='extrapolate': a polynomial everywhere, which grows outside its domain",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """The polynomials of a network: what they are, how deep, in whose convention, and as JSON."""
 
+import dataclasses
 import json
 import math
 import warnings
@@ -225,7 +226,20 @@ def test_no_warning_where_nothing_is_lost():
     export.polynomials(SLAF(12, domain=(10, 12)))[0].coefficients("openfhe")  # which needs no powers
 
 
+def test_what_is_exported_is_a_copy():
+    f, p, coeffs = exported()
+    with torch.no_grad():
+        f.coeffs.zero_()
+    np.testing.assert_array_equal(p.coeffs, coeffs[0])
+
+
 def test_beyond_float64():
+    tiny = export.Polynomial("f", bases.get("chebyshev"), (-1e40, 1e40), np.array([0.0] * 9 + [1.0]))
+    with pytest.raises(ValueError, match=r"a coefficient of 'f' in the basis 'monomial' is beyond float64"):
+        tiny.power_basis()  # one would be 2^8 1e-360
+    huge = export.Polynomial("f", bases.get("monomial"), None, np.array([0.0, *[1e308] * 4]))
+    with pytest.warns(UserWarning, match="is ill-conditioned"):
+        huge.power_basis()
     p = export.Polynomial("f", bases.get("chebyshev"), (0.0, 1e-40), np.array([0.0] * 9 + [1.0]))
     with pytest.raises(ValueError, match=r"a coefficient of 'f' in the basis 'monomial' is beyond float64; .* 9"):
         p.power_basis()
@@ -271,10 +285,12 @@ def test_json_and_back(basis):
 def test_json_of_a_basis_with_a_known_name():
     """That differs from the registered one by its window, or by its rows."""
     known = bases.get("chebyshev")
-    for mine in (bases.Basis("chebyshev", known.rows(2), (0, 1)), bases.Basis("chebyshev", [(1, 0, 0), (1, 0, 0)])):
+    short = bases.register(bases.Basis("short", [(1, 0, 0)]))
+    own = bases.Basis("chebyshev", known.rows(2), (0, 1)), bases.Basis("chebyshev", [(1, 0, 0), (1, 0, 0)])
+    for mine in (*own, bases.Basis("short", [(1, 0, 0), (1, 0, 0)])):
         p = export.Polynomial("f", mine, None, np.ones(3))
         (q,) = export.from_json(export.to_json([p]))
-        assert q.basis is not known
+        assert q.basis not in (known, short)
         assert (q.basis.domain, q.basis.rows(2)) == (mine.domain, mine.rows(2))
 
 
@@ -297,6 +313,8 @@ def test_json_of_infinite_ranges():
     text = export.to_json([p])
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert export.from_json(text)[0].ranges == p.ranges
+    large = dataclasses.replace(p, ranges=dataclasses.replace(p.ranges, largest=math.inf), dim=np.int64(1))
+    assert export.from_json(export.to_json([large]))[0].ranges == large.ranges
 
 
 @pytest.mark.parametrize(
@@ -308,6 +326,11 @@ def test_json_of_infinite_ranges():
         (lambda t: t.replace('"coeffs": [', '"coeffs": ["a", '), "could not convert"),
         (lambda t: t.replace('"outside": "extrapolate"', '"outside": "wrap"'), "outside of '' is 'wrap'"),
         (lambda t: "[]", "is not what to_json"),
+        (lambda t: t.replace('"version": 1', '"version": -5'), "version -5"),
+        (lambda t: t.replace('"degree": 5', '"degree": 4'), "degree is 4"),
+        (lambda t: t.replace('"dim": 1', '"dim": "x"'), "dim is 'x'"),
+        (lambda t: t.replace('"coeffs": [', '"coeffs": [' + "9" * 400 + ", "), "is not what to_json"),
+        (lambda t: t.replace('"coeffs": [', '"coeffs": [' + "[" * 10**5), "is not what to_json"),
     ],
 )
 def test_wrong_json(change, sentence):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from slaf_ext import SLAF, bases, convert, training
 from slaf_ext.export import fold_batch_norm, polynomials
@@ -20,6 +20,11 @@ def norm(cls, channels, **options):
     if layer.affine:
         nn.init.normal_(layer.weight)
         nn.init.normal_(layer.bias)
+    return layer
+
+
+def broken(layer):
+    layer.running_mean[0] = float("nan")
     return layer
 
 
@@ -72,7 +77,12 @@ def test_into_the_coefficients(basis, groups, domain):
     folded = fold(net, torch.randn(5, 4, 3, 3, dtype=torch.float64))
     assert kinds(folded) == ["Identity", "SLAF"]
     assert folded[1].coeffs.shape == (4, 4)
-    assert folded[1].domain == domain
+    if domain is None:
+        assert folded[1].domain is None
+    else:  # it covers that of every channel
+        scale = net[0].weight / (net[0].running_var + net[0].eps).sqrt()
+        ends = [(t - net[0].bias) / scale + net[0].running_mean for t in domain]
+        assert folded[1].domain == pytest.approx((torch.stack(ends).min().item(), torch.stack(ends).max().item()))
 
 
 def test_into_the_coefficients_of_one_channel_and_a_negative_dim():
@@ -80,6 +90,113 @@ def test_into_the_coefficients_of_one_channel_and_a_negative_dim():
     fold(nn.Sequential(norm(nn.BatchNorm1d, 1), slaf(outside="extrapolate")), x)
     folded = fold(nn.Sequential(norm(nn.BatchNorm1d, 4), slaf(2, dim=-1, outside="extrapolate")), x.expand(5, 4))
     assert kinds(folded) == ["Identity", "SLAF"]
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(100.0, 1.0), (1000.0, 10.0), (30.0, 1.0), (3.0, 1.0), (0.0, 1e-2)])
+@pytest.mark.parametrize("domain", [None, (-4.0, 4.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_coefficients_that_would_lose_digits_keep_a_batch_norm(mean, spread, domain, dtype):
+    """In float32; and whatever stays or goes, the network computes the same."""
+    net = nn.Sequential(nn.BatchNorm1d(3), SLAF(4, 3, domain=domain, outside="extrapolate", init="noisy_identity"))
+    net[0].running_mean.fill_(mean)
+    net[0].running_var.fill_(spread**2)
+    x = (spread * torch.randn(50, 3) + mean).to(dtype)
+    expected = copy.deepcopy(net).double().eval()(x.double())
+    folded = fold_batch_norm(net.to(dtype), x)
+    tolerance = {torch.float32: 3e-4, torch.float16: 1.0 if mean or spread < 1 else 1e-2}[dtype]
+    assert (folded(x) - expected).abs().max() <= tolerance * expected.abs().max()
+    if dtype == torch.float32 and (domain or mean <= 3):
+        assert isinstance(folded[0], nn.Identity) == (domain is not None or spread == 1)
+    if dtype == torch.float32 and domain is None and mean >= 30:
+        assert isinstance(folded[0], nn.BatchNorm1d)
+
+
+def test_a_dead_channel():
+    net = nn.Sequential(nn.BatchNorm1d(2), SLAF(3, domain=None, outside="extrapolate", init="gelu")).half()
+    net[0].running_var[0] = 0
+    x = torch.tensor([[0.0, 1.0], [0.0, -1.0]], dtype=torch.float16)
+    torch.testing.assert_close(fold_batch_norm(net, x)(x), net.eval()(x))
+
+
+class Reads(nn.Module):
+    """A layer whose weight is read once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.f = nn.Linear(4, 4), slaf()
+
+    def forward(self, x):
+        return nn.functional.linear(self.f(self.linear(x)), self.linear.weight.t())
+
+
+class Listed(nn.Module):
+    """Modules that are also in a list, which no replacement reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.f = nn.Linear(4, 4), norm(nn.BatchNorm1d, 4), slaf()
+        self.order = [self.linear, self.norm, self.f]
+
+    def forward(self, x):
+        for module in self.order:
+            x = module(x)
+        return x
+
+
+class Rectified(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def hooked(net):
+    net[0].register_forward_hook(lambda module, args, out: out + 1)
+    return net
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        *(Reads(), Listed(), nn.Sequential(nn.Linear(4, 4), norm(Rectified, 4), slaf())),
+        hooked(nn.Sequential(nn.Linear(4, 4), norm(nn.BatchNorm1d, 4), slaf())),
+    ],
+    ids=["reads", "listed", "subclass", "hook"],
+)
+def test_what_would_compute_something_else_is_refused(net):
+    with pytest.raises(ValueError, match=r"the folded network differs from the model by \S+ of its largest output"):
+        fold_batch_norm(net.double(), torch.randn(9, 4, dtype=torch.float64))
+
+
+def test_frozen_parameters_stay_frozen():
+    net = nn.Sequential(nn.Linear(4, 4), norm(nn.BatchNorm1d, 4), slaf())
+    net = net.extend([norm(nn.BatchNorm1d, 4), slaf(outside="extrapolate")]).double().requires_grad_(False)
+    assert not any(p.requires_grad for p in fold(net, torch.randn(5, 4, dtype=torch.float64)).parameters())
+
+
+def test_pruned_layers_stay():
+    net = nn.Sequential(nn.Linear(4, 4), norm(nn.BatchNorm1d, 4), slaf()).double().requires_grad_(False)
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    net.eval()(x)
+    assert kinds(fold(net, x)) == ["Linear", "BatchNorm1d", "SLAF"]
+
+
+def test_modules_called_by_keyword():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.drop, self.f = nn.Linear(4, 4), nn.Dropout(), slaf()
+
+        def forward(self, x):
+            return self.f(x=self.drop(input=self.linear(input=x)))
+
+    assert fold(Keywords().double(), torch.randn(5, 4, dtype=torch.float64)).f.domain is None
+
+
+def test_a_normalised_module_alone():
+    f = slaf(4, normalize=True, momentum=None, domain=(-2.0, 2.0))
+    f(torch.randn(50, 4, dtype=torch.float64))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(fold_batch_norm(f, x)(x), f.eval()(x))
 
 
 @pytest.mark.parametrize("outside", ["clamp", "linear"])
@@ -193,6 +310,7 @@ def test_half_precision_and_parity():
             ValueError,
             "keeps no running statistics",
         ),
+        (nn.Sequential(broken(nn.BatchNorm1d(4)), SLAF(1)), ValueError, "has running statistics that are not finite"),
         (nn.Sequential(nn.Linear(3, 4), SLAF(1)), ValueError, "the model fails on a trial batch"),
         ([nn.Linear(4, 4)], TypeError, "model is a list"),
     ],

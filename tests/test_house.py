@@ -30,10 +30,12 @@ ALLOWED = {
     "nn": {"bases", "arguments", "ops", "functional", "series", "init", "plot"},
     "overview": {"bases", "nn"},
     "polynomial": {"bases", "batch_norm", "nn"},
-    "convert": {"bases", "activations", "batch_norm", "arguments", "fit", "functional", "nn", "torch_private"},
+    "convert": {
+        *("bases", "activations", "batch_norm", "arguments", "fit", "functional", "kan", "nn", "torch_private"),
+    },
     "export": {
         *("bases", "activations", "batch_norm", "arguments", "series", "ops", "kan_ops", "nn", "convert"),
-        "torch_private",
+        *("functional", "torch_private"),
     },
     "training": {"bases", "activations", "nn", "convert"},
     "__main__": {"extension"},

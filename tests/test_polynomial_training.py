@@ -140,6 +140,29 @@ def test_contraction_ends_when_all_inputs_are_inside(digits, relu):
     assert len(rounds) < 25
 
 
+def test_nothing_watches_after_a_failure():
+    def fine_tune(model, penalty):
+        raise KeyboardInterrupt
+
+    model, x = nn.Sequential(nn.Linear(1, 1), SLAF(1, domain=(-1, 1))), torch.tensor([[1e3]])
+    with pytest.raises(KeyboardInterrupt):
+        training.contract_ranges(model, x, fine_tune)
+    with pytest.raises(ValueError, match="holds nan"):
+        training.contract_ranges(model, x * math.nan, fine_tune)
+    assert not model[1]._forward_pre_hooks
+
+
+def test_iterators_serve_every_step():
+    calls = []
+    x = torch.randn(32, 3)
+    how = {"fine_tune": lambda *args: calls.append(args), "degree": 2}
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU())
+    model, _ = training.convert_progressively(model, iter(x.split(8)), **how)
+    assert len(calls) == 2
+    training.contract_ranges(model, (10 * part for part in x.split(8)), lambda *args: calls.append(args), rounds=2)
+    assert len(calls) == 4
+
+
 def test_contraction_doubles_the_strength_and_stops():
     model, strengths = SLAF(1, domain=(-1, 1)), []
 
@@ -220,6 +243,24 @@ def test_parity_survives_training(kind, basis):
     assert model[1].coeffs.detach()[:, 1 - first :: 2].abs().max() == 0
 
 
+def test_a_mask_survives_the_meta_device():
+    model = nn.Sequential(SLAF(3, 2, init="noisy_identity"))
+    training.parity(model, "odd")
+    other = nn.Sequential(SLAF(3, 2, device="meta"))
+    training.parity(other, "odd")
+    other.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert torch.equal(other[0].coeffs, model[0].coeffs)
+
+
+def test_coefficients_with_a_mask_are_not_reset():
+    model = nn.Sequential(SLAF(3))
+    training.parity(model, "odd")
+    with pytest.raises(ValueError, match=r"have gates or a mask; slaf_ext.training.ungate\(model\) removes them"):
+        model[0].reset_parameters()
+    training.ungate(model)
+    model[0].reset_parameters()
+
+
 def test_an_even_normalised_module():
     f = SLAF(4, 3, normalize=True, domain=(-2, 2), init="noisy_identity", momentum=None)
     training.parity(f, "even")
@@ -235,6 +276,11 @@ def test_an_even_normalised_module():
         (SLAF(3, basis="laguerre", domain=None), "odd", r"SLAF\(3, basis='laguerre'.* has no parity"),
         (SLAF(3, basis="chebyshev_v"), "even", "has no parity"),
         (SLAF(3, domain=(-1, 2)), "odd", "has no parity: .* a domain centred at 0"),
+        (
+            SLAF(3, basis=bases.Basis("b", [(1, 0, 0)] * 3, (0, 1)), domain=None, outside="clamp"),
+            "odd",
+            "no parity",
+        ),
         (SLAF(3, normalize=True), "odd", "is normalised, and its means add a constant; use 'even', or fold it"),
     ],
 )
@@ -259,7 +305,7 @@ def test_gates_and_parity_exclude_each_other():
         (lambda f: training.convert_progressively(nn.Linear(1, 1), f, print, degree=2), ValueError, "no activation of"),
         (lambda f: training.convert_progressively(f, f, print, degree=2), TypeError, "model is a Tensor"),
         (lambda f: training.contract_ranges(f, f, print), TypeError, "model is a Tensor"),
-        (lambda f: training.contract_ranges(nn.Linear(1, 1), f, print), ValueError, "the model holds no SLAF"),
+        (lambda f: training.contract_ranges(nn.Linear(1, 1), f, print), ValueError, "no SLAF ran when the model did"),
         (lambda f: training.contract_ranges(SLAF(1), f, print, share=1), ValueError, "share is 1; it must be"),
         (lambda f: training.contract_ranges(SLAF(1), f, print, rounds=0), ValueError, "rounds is 0; it must be"),
         (lambda f: training.contract_ranges(SLAF(1), f, print, strength=-1), ValueError, "strength is -1; it must be"),

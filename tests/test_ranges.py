@@ -3,13 +3,15 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_networks import inputs, mlp
 from torch import nn
 from torch.nn import functional as F
 
-from slaf_ext import SLAF, convert, export
+import slaf_ext
+from slaf_ext import SLAF, convert, export, training
 
 
 class Net(nn.Module):
@@ -51,7 +53,7 @@ def test_it_says_where_a_network_blows_up(bad):
     first, second = report.layers
     assert (first.outside, first.blown, second.blown) == (2, 2, 2)
     assert report.blows_up == ["first", "second"]
-    assert "first blows up first: 2 of 4 outputs are beyond 10 times\n  the largest in its domain, 1; 1 more" in str(
+    assert "first blows up first: 2 of 4 outputs are beyond\n  10 times the largest in its domain, 1; 1 more" in str(
         report
     )
     assert "first blows up first" not in str(export.check(Net(), torch.tensor([[0.5]])))
@@ -60,6 +62,13 @@ def test_it_says_where_a_network_blows_up(bad):
 def test_ten_times_the_largest_is_no_blow_up():
     report = export.check(Net(), torch.tensor([[10.0]]))
     assert report.blows_up == ["second"]
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [(torch.float16, 1e4), (torch.float32, 3e38), (torch.float64, 1.7e308)])
+def test_an_overflow_is_a_blow_up_however_large_the_domain_is(dtype, huge):
+    net = nn.Sequential(SLAF(1, basis="monomial", domain=(-1, 1), init=[huge, huge], dtype=dtype))
+    (layer,) = export.check(net, torch.tensor([[-0.5], [9.0]], dtype=dtype)).layers
+    assert (layer.outputs[1], layer.blown) == (math.inf, 1)
 
 
 def test_values_that_are_not_finite_count_as_outside_and_blown():
@@ -80,9 +89,18 @@ def test_values_that_are_not_finite_count_as_outside_and_blown():
         (nn.ReLU(), "ReLU is an activation; slaf_ext.convert replaces it"),
         (
             nn.LayerNorm(4),
-            "LayerNorm divides by a function of its input; BatchNorm is linear in evaluation mode",
+            "LayerNorm takes a root, or divides by a function of its input; BatchNorm is linear in evaluation mode",
         ),
         (nn.Softmax(-1), "Softmax is no polynomial"),
+        (
+            nn.InstanceNorm2d(3),
+            "InstanceNorm2d takes a root, or divides by a function of its input",
+        ),
+        (
+            nn.LPPool2d(2, 2),
+            "LPPool2d takes a root, or divides by a function of its input",
+        ),
+        (nn.BatchNorm2d(3, track_running_stats=False), "BatchNorm2d divides by a deviation of each batch; let it keep"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -90,8 +108,10 @@ def test_what_is_no_polynomial_is_named(module, sentence):
     net = nn.Sequential(SLAF(2), nn.Sequential(module), nn.AvgPool2d(1), nn.Dropout())
     x = torch.randn(3, 4, 4) if isinstance(module, nn.AdaptiveMaxPool1d) else torch.randn(2, 3, 4, 4)
     report = export.check(net, x)
-    assert report.not_polynomial == [("1.0", sentence)]
-    assert f"not polynomial: 1.0: {sentence}" in str(report)
+    ((name, why),) = report.not_polynomial
+    assert name == "1.0"
+    assert why.startswith(sentence)
+    assert f"not polynomial: 1.0: {why}" in str(report)
 
 
 def test_functions_that_are_no_polynomials_are_named():
@@ -101,6 +121,49 @@ def test_functions_that_are_no_polynomials_are_named():
         "0: relu": "called as a function",
         "0: max_pool1d": "a maximum; call avg_pool instead, and train again",
     }
+
+
+def test_more_functions_that_are_no_polynomials():
+    functions = {
+        "layer_norm": lambda x: F.layer_norm(x, (4,)),
+        "normalize": F.normalize,
+        "amax": lambda x: x - x.amax(1, keepdim=True),
+        "norm": lambda x: x * x.norm(),
+        "std": lambda x: x * x.std(),
+    }
+    for name, function in functions.items():
+        net = nn.Sequential(Net(lambda self, x, function=function: function(self.second(self.first(x)))))
+        (found,) = export.check(net, torch.randn(2, 3, 4)).not_polynomial
+        assert found[0] == f"0: {name}"
+
+
+def test_other_polynomials_extrapolate_too():
+    net = nn.Sequential(slaf_ext.KANLinear(1, 1, 1, domain=(-1, 1), outside="clamp"), SLAF(1, init=[0, 1]))
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.zero_()
+    assert export.check(net, torch.tensor([[5.0]])).layers[0].inputs == (5, 5)
+    assert net[0].outside == "clamp"
+
+
+def test_modules_called_by_keyword():
+    report = export.check(Net(lambda self, x: self.second(x=self.first(x=x))), torch.tensor([[0.5]]))
+    assert [layer.inputs for layer in report.layers] == [(0.5, 0.5)] * 2
+
+
+def test_a_module_alone_has_a_name():
+    assert str(export.check(SLAF(1, domain=(-1, 1)), torch.tensor([[1e9]]))).splitlines()[3].startswith("SLAF blows up")
+
+
+def test_a_model_that_is_watched_can_be_checked_and_converted():
+    """While what a range penalty has seen waits for its loss."""
+    model = nn.Sequential(nn.Linear(1, 3), SLAF(2), nn.Tanh())
+    seen = training.range_penalty(model)
+    x = torch.randn(9, 1)
+    model(100 * x)
+    export.check(model, x)
+    convert(model, x, degree=2)
+    assert seen.penalty() > 0
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -153,6 +216,15 @@ def test_quantiles():
         wider = margin * (hi - lo)
         assert report.layers[0].domain == pytest.approx((lo - wider, hi + wider))
     assert report.layers[0].domain == (-1e4, 1e5)
+
+
+def test_quantiles_are_those_of_all_features():
+    """Of more inputs than are looked at, a third of the features having a spread of its own."""
+    x = torch.randn(900, 300)
+    x[:, 1::3] *= 20
+    _, report = convert(nn.Sequential(nn.Identity(), nn.Tanh()), x, degree=3, quantile=0.9)
+    expected = np.quantile(x.numpy(), [0.05, 0.95])
+    assert report.layers[0].domain == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..activations import ACTIVATIONS, set_module
 from ..nn import SLAF
+from ..torch_private import BATCH_NORM
 
 # The modules of torch.nn that define activations, or layers with activations inside.
 NONLINEAR = (nn.ReLU.__module__, nn.LSTM.__module__)
@@ -21,7 +22,10 @@ MAX_POOLING = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
 )
-NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMALISING = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 # Modules whose members are not searched: their code cannot be changed, or they compute weights.
 CLOSED = (SLAF, ParametrizationList, torch.jit.ScriptModule)
@@ -48,7 +52,9 @@ def why_not_polynomial(module: nn.Module, found: bool) -> str | None:
     if found:
         return f"{name} is an activation; slaf_ext.convert replaces it"
     if isinstance(module, NORMALISING):
-        return f"{name} divides by a function of its input; BatchNorm is linear in evaluation mode"
+        return f"{name} takes a root, or divides by a function of its input; BatchNorm is linear in evaluation mode"
+    if isinstance(module, BATCH_NORM) and module.running_var is None:
+        return f"{name} divides by a deviation of each batch; let it keep running statistics"
     return f"{name} is no polynomial" if type(module).__module__ in NONLINEAR else None
 
 

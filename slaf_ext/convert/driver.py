@@ -23,9 +23,9 @@ from .calibration import Batches
 from .discovery import NONLINEAR, copy_of, in_float64, is_elementwise, make_replaceable, walk
 from .ranges import ranges_of
 from .report import ConversionReport, LayerReport
-from .tracing import MAX_POOLS, UNKNOWN, FunctionCalls, Target, functions_as_modules, matches
+from .tracing import NOT_POLYNOMIAL, UNKNOWN, FunctionCalls, Target, functions_as_modules, matches
 
-SAMPLES = 1_000_000
+SAMPLES = 100_000
 SCRIPTED = "the code of TorchScript cannot be seen or changed; convert the model before scripting it"
 Part = tuple[str, nn.Module, bool]  # as `walk` yields them
 
@@ -46,7 +46,8 @@ def convert(
     """A copy of a trained network whose activations are SLAFs, fitted to them on the ranges of their inputs.
 
     The activations are taken in order of execution, and each is fitted on the range of its input in the network
-    converted so far, so that the interval covers the values that the *converted* network reaches. With h_l =
+    converted so far, so that the interval covers the values that the *converted* network reaches, or with `quantile`
+    most of them. With h_l =
     σ(W_l h_{l−1} + b_l), σ L-Lipschitz and |σ − p| ≤ ε_l there, the error in the maximum norm obeys
     E_l ≤ L ‖W_l‖_∞ E_{l−1} + ε_l. The report gives this bound and the measured error.
 
@@ -86,9 +87,9 @@ def convert(
     Raises:
         TypeError: the model is not an nn.Module, or is TorchScript; calibration holds no batches; a target is neither a
             name nor a type of modules.
-        ValueError: another argument is out of range; there is no calibration data, it is not finite, or the model fails
-            on it; the model does not return a tensor; a target is not found, or is not elementwise; the input of an
-            activation is not finite.
+        ValueError: another argument is out of range; there is no calibration or held-out data, it is not finite, or the
+            model fails on it; the model does not return a tensor; a target is not found, or is not elementwise; the
+            input of an activation is not finite.
         RuntimeError: see :func:`slaf_ext.fit`.
 
     Example:
@@ -109,7 +110,8 @@ def convert(
     batches = Batches(calibration)
     report = ConversionReport(outside=outside)
     untouched = copy_of(model).eval()
-    batches.try_on(untouched)
+    for data in filter(None, (batches, unseen)):
+        data.try_on(untouched)
     original = make_replaceable(copy_of(untouched))
     original, graph, untraced = functions_as_modules(original, chosen, batches, report)
     parts = list(walk(original))
@@ -251,7 +253,7 @@ def _execution_order(
             left.setdefault(name, "calibration never reached it")
     report.not_converted += left.items()
     for name, call in calls.found:
-        if call in MAX_POOLS:
+        if call in NOT_POLYNOMIAL:
             continue
         what = call if isinstance(call, str) else call.__name__
         why = UNKNOWN
@@ -267,15 +269,17 @@ def _domain(
 ) -> tuple[tuple[float, float], Tensor]:
     """The interval to fit on: that share of a module's inputs, plus the margin; and a tensor of their dtype and device.
 
-    The quantiles are those of at most a million evenly spaced inputs of every batch.
+    The quantiles are those of at most 100,000 random inputs of every batch.
     """
-    ends, samples = [], []
+    ends, samples, random = [], [], np.random.default_rng(0)
 
     def see(module, args):
         ends.append(torch.stack(args[0].aminmax()))
         if quantile < 1:
             flat = args[0].flatten()
-            samples.append(flat[:: 1 + flat.numel() // SAMPLES].double().cpu().numpy())
+            if flat.numel() > SAMPLES:
+                flat = flat[torch.from_numpy(random.integers(flat.numel(), size=SAMPLES)).to(flat.device)]
+            samples.append(flat.double().cpu().numpy())
 
     hook = model.get_submodule(name).register_forward_pre_hook(see)
     for _ in batches.run(model):

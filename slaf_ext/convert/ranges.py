@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import basis_values
+from ..kan import KANLinear
 from ..nn import SLAF, coefficient_rows
 from .calibration import Batches
 from .discovery import copy_of, walk, why_not_polynomial
-from .tracing import MAX_POOLS, FunctionCalls
+from .tracing import NOT_POLYNOMIAL, FunctionCalls
 
 GROWTH = 10.0
 PAIRS = ("domain", "inputs", "outputs")
@@ -46,12 +47,17 @@ class Range:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinities: those are strings."""
-        pairs = {key: [t if math.isfinite(t) else str(t) for t in getattr(self, key)] for key in PAIRS}
-        return {**asdict(self), **pairs}
+        pairs = {key: [*map(_plain, getattr(self, key))] for key in PAIRS}
+        return {**asdict(self), **pairs, "largest": _plain(self.largest)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Range:
-        return cls(**{**fields, **{key: tuple(map(float, fields[key])) for key in PAIRS}})
+        pairs = {key: tuple(map(float, fields[key])) for key in PAIRS}
+        return cls(**{**fields, **pairs, "largest": float(fields["largest"])})
+
+
+def _plain(t: float) -> float | str:
+    return t if math.isfinite(t) else str(t)
 
 
 @dataclass
@@ -60,7 +66,7 @@ class RangeReport:
 
     Attributes:
         layers: a :class:`Range` for each SLAF that ran, in order of execution.
-        not_polynomial: (what, why) for everything else in the network that is no polynomial.
+        not_polynomial: (what, why) for everything else in the network that is known to be no polynomial.
         data: the name of the argument that the data came by.
     """
 
@@ -92,11 +98,11 @@ class RangeReport:
         if not blown:
             lines.append(f"no output is beyond {GROWTH:.0f} times the largest in its domain")
         for layer in blown[:1]:
-            after = f"; {len(blown) - 1} more after it" if blown[1:] else ""
-            lines.append(
-                f"{layer.name} blows up first: {layer.blown:,} of {layer.elements:,} outputs are beyond {GROWTH:.0f} "
-                f"times\n  the largest in its domain, {layer.largest:.3g}{after}"
-            )
+            lines += [
+                f"{layer.name or 'SLAF'} blows up first: {layer.blown:,} of {layer.elements:,} outputs are beyond",
+                f"  {GROWTH:.0f} times the largest in its domain, {layer.largest:.3g}"
+                + (f"; {len(blown) - 1} more after it" if blown[1:] else ""),
+            ]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -112,8 +118,8 @@ def check(model: nn.Module, data: Tensor | Iterable) -> RangeReport:
 
     Returns:
         A :class:`RangeReport`: for each SLAF the range that it was made for, the ranges of its inputs and outputs, how
-        many inputs were outside, and where outputs blow up; and what else in the network is no polynomial, such as max
-        pooling, with what can take its place.
+        many inputs were outside, and where outputs blow up; and what else in the network is known to be no polynomial,
+        such as max pooling, with what can take its place.
 
     Raises:
         TypeError: the model is not an nn.Module, or data holds no batches.
@@ -136,7 +142,7 @@ def check(model: nn.Module, data: Tensor | Iterable) -> RangeReport:
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
     extrapolated = copy_of(model).eval()
     for module in extrapolated.modules():
-        if isinstance(module, SLAF):
+        if isinstance(module, (SLAF, KANLinear)):
             module.outside = "extrapolate"
     report = ranges_of(extrapolated, Batches(data, "data"))
     if not report.layers:
@@ -149,14 +155,15 @@ def ranges_of(model: nn.Module, batches: Batches) -> RangeReport:
     batches.try_on(model)
     seen: dict[str, _Seen] = {}
 
-    def see(name: str, module: SLAF, args: tuple[Tensor], out: Tensor) -> None:
-        if args[0].numel():
+    def see(name: str, module: SLAF, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], out: Tensor) -> None:
+        x = args[0] if args else kwargs["x"]
+        if x.numel():
             if name not in seen:
                 seen[name] = _Seen(module)
-            seen[name].add(args[0], out)
+            seen[name].add(x, out)
 
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, SLAF)]
-    hooks = [module.register_forward_hook(partial(see, name)) for name, module in named]
+    hooks = [module.register_forward_hook(partial(see, name), with_kwargs=True) for name, module in named]
     parts = [(name, module, why_not_polynomial(module, found)) for name, module, found in walk(model)]
     calls = FunctionCalls(model, [model], [module for _, module, why in parts if why])
     with calls:
@@ -168,7 +175,7 @@ def ranges_of(model: nn.Module, batches: Batches) -> RangeReport:
     report.not_polynomial = [(name or type(module).__name__, why) for name, module, why in parts if why]
     for name, call in calls.found:
         what = call if isinstance(call, str) else call.__name__
-        why = "a maximum; call avg_pool instead, and train again" if call in MAX_POOLS else "called as a function"
+        why = NOT_POLYNOMIAL.get(call, "called as a function")
         report.not_polynomial.append((f"{name}: {what}" if name else what, why))
     return report
 
@@ -189,7 +196,8 @@ class _Seen:
         self.ends.append(torch.stack([*x.aminmax(), *y.aminmax()]).double())
         self.elements += x.numel()
         self.outside += int(((x >= lo) & (x <= hi)).logical_not().sum())
-        self.blown += int((y.abs() <= GROWTH * self.largest).logical_not().sum())
+        held = y.isfinite() & (y.double().abs() <= GROWTH * self.largest)
+        self.blown += y.numel() - int(held.sum())
 
     def range(self, name: str) -> Range:
         lows, highs = torch.stack(self.ends).amin(0).tolist(), torch.stack(self.ends).amax(0).tolist()

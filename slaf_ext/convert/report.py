@@ -10,7 +10,7 @@ from .ranges import RangeReport
 BEYOND = {
     "linear": "outside its domain a layer is linear, not polynomial",
     "clamp": "outside its domain a layer is constant, not polynomial",
-    "extrapolate": "polynomial everywhere, without limit outside the domains",
+    "extrapolate": "a polynomial everywhere, which grows outside its domain",
 }
 
 NAMES = {"calibration": "calibration", "held_out": "held-out"}
@@ -23,13 +23,14 @@ class LayerReport:
     Attributes:
         name: the module's name; for a functional call, the name of its node in the traced graph.
         activation: what it was.
-        domain: the interval of the fit: the range of its inputs in the converted network, plus the margin.
+        domain: the interval of the fit: the range of its inputs in the converted network, or of the share that
+            `quantile` asked for, plus the margin.
         fit_error: max |σ − p| over the domain.
         range: the smallest and largest input in the original and the converted network on the calibration data.
         lipschitz: the largest slope of σ on `range`.
         bound: an upper bound of |σ(z) − p(z̃)| on the calibration data, z̃ the converted network's value, up to rounding
-            in its dtype; None if the norm of an earlier layer is unknown, or if an activation that is used twice leaves
-            its domain the second time.
+            in its dtype; None if the norm of an earlier layer is unknown, or if inputs leave the domain, as with
+            `quantile`, or the second time that an activation is used.
         error: the largest |σ(z) − p(z̃)| on the calibration data.
     """
 

@@ -36,11 +36,24 @@ OTHERS: set[Callable | str] = {
     *(F.multi_head_attention_forward, "hardshrink", "prelu", torch.rrelu, torch.rrelu_),
 }
 
-# No activations, but no polynomials either.
-MAX_POOLS: set[Callable | str] = {
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.max_pool1d_with_indices),
-    *(F.max_pool2d_with_indices, F.max_pool3d_with_indices, F.fractional_max_pool2d, F.fractional_max_pool3d),
+# Calls that are no activations, and keep a network from being a polynomial; and what to do.
+NOT_POLYNOMIAL: dict[Callable | str, str] = {
+    **dict.fromkeys(
+        [
+            *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+            *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.max_pool1d_with_indices),
+            *(F.max_pool2d_with_indices, F.max_pool3d_with_indices, F.fractional_max_pool2d, F.fractional_max_pool3d),
+        ],
+        "a maximum; call avg_pool instead, and train again",
+    ),
+    **dict.fromkeys([torch.amax, "amax", torch.amin, "amin", torch.topk, "topk"], "the largest or the smallest"),
+    **dict.fromkeys(
+        [
+            *(F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.local_response_norm, F.normalize),
+            *(F.lp_pool1d, F.lp_pool2d, torch.norm, "norm", torch.std, "std", torch.linalg.vector_norm),
+        ],
+        "takes a root, or divides by a function of its input",
+    ),
 }
 
 
@@ -152,7 +165,7 @@ class FunctionCalls(TorchFunctionMode):
         excluded: the exceptions.
 
     Attributes:
-        found: (name of the module, key of FUNCTIONAL, OTHERS or MAX_POOLS), each once, in order of execution.
+        found: (name of the module, key of FUNCTIONAL, OTHERS or NOT_POLYNOMIAL), each once, in order of execution.
     """
 
     def __init__(self, model: nn.Module, included: list[nn.Module], excluded: list[nn.Module]) -> None:
@@ -183,7 +196,7 @@ class FunctionCalls(TorchFunctionMode):
         if counts and any(isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *kwargs.values())):
             own = getattr(func, "__name__", "")
             call = own if getattr(Tensor, own, None) is func else func  # methods by name, as torch.fx has them
-            if (call in FUNCTIONAL or call in OTHERS or call in MAX_POOLS) and (name, call) not in self.found:
+            if (call in FUNCTIONAL or call in OTHERS or call in NOT_POLYNOMIAL) and (name, call) not in self.found:
                 self.found.append((name, call))
         return func(*args, **kwargs)
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .. import bases
-from ..arguments import OUTSIDE
+from ..arguments import OUTSIDE, check_dim
 from ..bases import Basis
 from ..convert.ranges import Range, check
 from ..nn import SLAF, coefficient_rows
@@ -29,8 +29,8 @@ class Depth(NamedTuple):
     Attributes:
         horner: n levels: a_0 + x (a_1 + x (…)).
         powers: ceil(log2 n) + 1: the powers by products of lower ones, then the coefficients.
-        bsgs: ceil(log2(n + 1)), the least possible: Paterson–Stockmeyer's division, or baby steps and giant steps, with
-            every coefficient multiplied into a factor that has a level to spare.
+        bsgs: ceil(log2(n + 1)), the fewest for a polynomial of that degree in general: Paterson–Stockmeyer's division,
+            or baby steps and giant steps, with every coefficient multiplied into a factor that has a level to spare.
     """
 
     horner: int
@@ -97,7 +97,7 @@ class Polynomial:
         """
         powers = self._in("monomial", None)
         loss = self._loss(powers)
-        if loss > TOLERANCE:
+        if not loss <= TOLERANCE:
             warnings.warn(
                 f"the polynomial of {self.name!r}, of degree {self.degree} on {self.interval}, is ill-conditioned in "
                 f"powers of x: rounding them to float64 can move it by {loss:.1g} of its largest value. Evaluate it in "
@@ -151,11 +151,12 @@ class Polynomial:
 
     def _loss(self, powers: np.ndarray) -> float:
         """What rounding every c_k moves p by, over the largest |p|, both on the domain; the worst of the groups."""
-        x = np.linspace(*self.interval, 501)
-        on_window = np.linspace(-1.0, 1.0, 501)
-        largest = np.abs(np.polynomial.chebyshev.chebval(on_window, self._in("chebyshev", self.interval).T)).max(-1)
-        terms = np.polynomial.polynomial.polyval(np.abs(x), np.abs(powers).T).max(-1)
-        return float(np.max(2.0**-53 * terms / np.maximum(largest, np.finfo(np.float64).tiny)))
+        x, on_window = np.linspace(*self.interval, 501), np.linspace(-1.0, 1.0, 501)
+        series = self._in("chebyshev", self.interval)
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = np.abs(np.polynomial.chebyshev.chebval(on_window, series.T)).max(-1)
+            terms = np.polynomial.polynomial.polyval(np.abs(x), np.abs(powers).T).max(-1)
+            return float(np.max(2.0**-53 * terms / np.maximum(largest, np.finfo(np.float64).tiny)))
 
 
 CONVENTIONS: dict[str, Callable[[Polynomial], np.ndarray]] = {
@@ -245,9 +246,9 @@ def to_json(polynomials: Iterable[Polynomial]) -> str:
             "basis": p.basis.name,
             "recurrence": p.basis.rows(p.degree),
             "window": p.basis.domain,
-            "domain": p.domain,
+            "domain": None if p.domain is None else [*map(float, p.domain)],
             "outside": p.outside,
-            "dim": p.dim,
+            "dim": int(p.dim),
             "degree": p.degree,
             "depth": p.depth._asdict(),
             "coeffs": p.coeffs.tolist(),
@@ -280,10 +281,10 @@ def from_json(text: str) -> list[Polynomial]:
     """
     try:
         read = json.loads(text)
-        if read["format"] != FORMAT or read["version"] > VERSION:
+        if read["format"] != FORMAT or not 1 <= read["version"] <= VERSION:
             raise ValueError(f"it is {read['format']!r}, version {read['version']}")
         return [_from_dict(each) for each in read["polynomials"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"the text is not what to_json of this version of slaf_ext writes, {FORMAT!r}, version {VERSION}: {error!r}"
         ) from error
@@ -293,13 +294,16 @@ def _from_dict(fields: dict[str, Any]) -> Polynomial:
     coeffs = np.array(fields["coeffs"], dtype=np.float64)
     if coeffs.ndim not in (1, 2) or coeffs.size == 0 or not np.isfinite(coeffs).all():
         raise ValueError(f"coeffs of {fields['name']!r} are of shape {coeffs.shape}, or not finite")
+    degree = bases.check_integer(fields["degree"], "degree", coeffs.shape[-1] - 1, coeffs.shape[-1] - 1)
     basis = Basis(fields["basis"], fields["recurrence"], tuple(fields["window"]))
+    rows = basis.rows(degree)
     if basis.name in bases.names():
         known = bases.get(basis.name)
-        if known.domain == basis.domain and known.rows(coeffs.shape[-1] - 1) == basis.rows(coeffs.shape[-1] - 1):
+        is_long_enough = callable(known.recurrence) or len(known.recurrence) >= degree
+        if is_long_enough and known.domain == basis.domain and known.rows(degree) == rows:
             basis = known
     domain = None if fields["domain"] is None else bases.check_interval(fields["domain"], "domain")
     if fields["outside"] not in OUTSIDE:
         raise ValueError(f"outside of {fields['name']!r} is {fields['outside']!r}")
     ranges = None if fields["ranges"] is None else Range.from_dict(fields["ranges"])
-    return Polynomial(fields["name"], basis, domain, coeffs, fields["dim"], fields["outside"], ranges)
+    return Polynomial(str(fields["name"]), basis, domain, coeffs, check_dim(fields["dim"]), fields["outside"], ranges)

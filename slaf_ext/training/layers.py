@@ -66,18 +66,14 @@ def ungate(model: nn.Module) -> None:
 
 
 class _Mask(nn.Module):
-    """coeffs → the same with zeros for every other k."""
+    """coeffs → the same with zeros except for k = first, first + 2, …"""
 
-    mask: Tensor
-
-    def __init__(self, coeffs: Tensor, first: int) -> None:
+    def __init__(self, first: int) -> None:
         super().__init__()
-        mask = torch.zeros(coeffs.shape[-1], dtype=torch.bool, device=coeffs.device)
-        mask[first::2] = True
-        self.register_buffer("mask", mask, persistent=False)
+        self.first = first
 
     def forward(self, coeffs: Tensor) -> Tensor:
-        return torch.where(self.mask, coeffs, 0)
+        return torch.where(torch.arange(coeffs.shape[-1], device=coeffs.device) % 2 == self.first, coeffs, 0)
 
 
 def parity(model: nn.Module, kind: str) -> None:
@@ -110,15 +106,16 @@ def parity(model: nn.Module, kind: str) -> None:
     for module in slafs(model):
         _check_free(module)
         mapped = bases.mapped(module.basis, module.degree, module.domain)
-        if mapped.center != 0 or any(mapped.rows[1::3]):
+        has_edges = module.outside != "extrapolate" and mapped.lo != -mapped.hi
+        if mapped.center != 0 or any(mapped.rows[1::3]) or has_edges:
             raise ValueError(
                 f"{module} has no parity: φ_k(−x) = (−1)^k φ_k(x) needs a basis with B_k = 0, such as 'chebyshev', and "
-                "a domain centred at 0"
+                "a domain centred at 0, or without one such a window"
             )
         if module.normalize and kind == "odd":
             raise ValueError(f"{module} is normalised, and its means add a constant; use 'even', or fold it")
     for module in slafs(model):
-        parametrize.register_parametrization(module, "coeffs", _Mask(module.coeffs, 1 if kind == "odd" else 0))
+        parametrize.register_parametrization(module, "coeffs", _Mask(1 if kind == "odd" else 0))
 
 
 def _check_free(module: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,9 @@ class RangeWatch:
         self._first = modules[0]
         self._terms: list[Tensor] = []
         self._hooks = [module.register_forward_pre_hook(self._see, with_kwargs=True) for module in modules]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_terms": []}  # in a copy of a model: tensors with a graph cannot be copied
 
     def _see(self, module: SLAF, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         lo, hi = self.interval or module.domain or module.basis.domain

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import bases
 from ..bases import Basis
 from ..convert import convert
+from ..convert.calibration import Batches
 from ..convert.ranges import RangeReport, check
 from .parameters import check_model
 from .penalties import range_penalty
@@ -36,7 +37,8 @@ def convert_progressively(
     on what the network has become by then, so errors do not add up as they do when all are replaced at once.
 
     Args:
-        model: any module that maps a tensor to a tensor. It is not changed.
+        model: any module that maps a tensor to a tensor. It is not changed. If it calls its activations as functions,
+            ``F.dropout(x, training=self.training)`` in it stays off while it is trained; use nn.Dropout.
         calibration: inputs like those that the network will see, as for :func:`slaf_ext.convert`.
         fine_tune: a function of a network, in training mode, and of ``penalty``, a function without arguments; it
             trains the network in place, for an epoch or so, and adds ``penalty()`` to the loss of every batch: the
@@ -70,16 +72,19 @@ def convert_progressively(
     and the penalty are this project's choice.
     """
     how = {"degree": degree, "basis": basis, "method": method, "margin": margin, "quantile": quantile}
-    _, plan = convert(model, calibration, outside="extrapolate", **how)  # type: ignore[arg-type]
+    data = Batches(calibration).data  # which an iterator would give once
+    _, plan = convert(model, data, outside="extrapolate", **how)  # type: ignore[arg-type]
     if not plan.layers:
         raise ValueError("no activation of the model can be converted; slaf_ext.convert's report says why")
     for layer in plan.layers:
-        model, _ = convert(model, calibration, targets=layer.name, outside="extrapolate", **how)  # type: ignore[arg-type]
+        model, _ = convert(model, data, targets=layer.name, outside="extrapolate", **how)  # type: ignore[arg-type]
         seen = range_penalty(model, strength)
-        fine_tune(model.train(), seen.penalty)
-        seen.remove()
+        try:
+            fine_tune(model.train(), seen.penalty)
+        finally:
+            seen.remove()
         model.eval()
-    return model, check(model, calibration)
+    return model, check(model, data)
 
 
 def contract_ranges(
@@ -129,14 +134,17 @@ def contract_ranges(
     check_model(model)
     share = bases.check_real(share, "share", lambda t: 0 <= t < 1, "a number from 0 up, below 1")
     rounds = bases.check_integer(rounds, "rounds", 1)
-    seen = range_penalty(model, strength)
+    data = Batches(data, "data").data
     report = check(model, data)
-    for _ in range(rounds):
-        if report.outside <= share:
-            break
-        fine_tune(model.train(), seen.penalty)
-        seen.strength *= 2
-        report = check(model.eval(), data)
-    seen.remove()
+    seen = range_penalty(model, strength)
+    try:
+        for _ in range(rounds):
+            if report.outside <= share:
+                break
+            fine_tune(model.train(), seen.penalty)
+            seen.strength *= 2
+            report = check(model.eval(), data)
+    finally:
+        seen.remove()
     model.eval()
     return report

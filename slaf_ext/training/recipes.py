@@ -116,7 +116,7 @@ _RECIPES = {
         Recipe(
             "herpn",
             use="the same, with every term normalised by itself, so that no BatchNorm is needed before it",
-            fails="as encrypted does, and with small batches, whose statistics are noisy",
+            fails="as encrypted does, and with small batches; its start is for degree 2 alone",
             degree=2,
             options={
                 "basis": "hermite_e_normalized",
