@@ -126,3 +126,25 @@ def test_same_bits_for_any_number_of_threads_and_every_run(shape, dtype):
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+@pytest.mark.cpu("its results of that size are written past the caches")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_large_results_are_those_of_their_parts(dtype, groups):
+    """To the bit, at any alignment and with a remainder."""
+    bytes_of_each = torch.finfo(dtype).bits // 8
+    length = 40 * 2**20 // bytes_of_each // groups // 2 + 5
+    full = torch.randn(2 * groups * length + 1).to(dtype)
+    coeffs = torch.randn(groups, 6).to(dtype).squeeze(0)
+    for offset in (0, 1):
+        x = full[offset : offset + 2 * groups * length].view(2, groups, length).requires_grad_()
+        y = slaf_ext.slaf(x, coeffs)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert y.nbytes > 32 * 2**20
+        for part in torch.arange(length).tensor_split(3):
+            chosen = x.detach()[..., part[0] : part[-1] + 1].clone().requires_grad_()
+            small = slaf_ext.slaf(chosen, coeffs)
+            assert torch.equal(y[..., part[0] : part[-1] + 1], small)
+            (slope,) = torch.autograd.grad(small, chosen, torch.ones_like(small))
+            assert torch.equal(dx[..., part[0] : part[-1] + 1], slope)

@@ -128,6 +128,10 @@ inline Table add_partials(const double* partial, int64_t partial_size, const Par
   return sums;
 }
 
+// Results of this size are written past the caches: with x, they do not fit the last of them, so nobody will find them
+// there, and a line that is written there is read from memory first.
+constexpr int64_t streamed_bytes = int64_t{32} << 20;
+
 // Runs a pass over all of x. `coeffs` has as many slots as the result has sums, if the pass has any.
 template <typename S>
 Table run_sweep(unsigned pass, const Problem& problem, const Recurrence& recurrence, const Table& coeffs, void* out) {
@@ -157,7 +161,8 @@ Table run_sweep(unsigned pass, const Problem& problem, const Recurrence& recurre
                    problem.degree(),
                    mapped ? &mapping : nullptr,
                    static_cast<int>(slots),
-                   p};
+                   p,
+                   problem.layout.numel() * static_cast<int64_t>(sizeof(S)) >= streamed_bytes};
 
   const int64_t partial_size = has_sums(pass) ? slots * p.task_groups : 0;
   const Buffer<double> partial(p.tasks * partial_size);

@@ -26,6 +26,7 @@ struct Strip {
   T* sums;
   int64_t block;
   int remainder;
+  bool streams;  // whether results are written past the caches, where vectors are consecutive
 };
 
 // The loop compiled for a pass, a kind of walk and an instruction set.
@@ -36,7 +37,7 @@ constexpr int units_ahead = 4;     // prefetched where vectors are not consecuti
 constexpr int bytes_ahead = 3072;  // prefetched where they are, across the page's end, where the processor stops
 constexpr size_t cache_line = 64;  // bytes
 
-// Prefetches `count` places, `stride` elements apart.
+// Prefetches `count` places, `stride` elements apart; those of `out` unless it is null.
 template <int count, unsigned pass, typename S>
 SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t distance, int64_t stride) {
 #pragma GCC unroll 8
@@ -44,8 +45,15 @@ SLAF_INLINE void prefetch(const S* x, const S* seed, const S* out, int64_t dista
     const int64_t at = distance + u * stride;
     __builtin_prefetch(x + at);
     if constexpr (has_seed(pass)) __builtin_prefetch(seed + at);
-    if constexpr (has_out(pass)) __builtin_prefetch(out + at, 1);
   }
+  if (!has_out(pass) || out == nullptr) return;
+#pragma GCC unroll 8
+  for (int u = 0; u < count; ++u) __builtin_prefetch(out + distance + u * stride, 1);
+}
+
+template <int bytes>
+SLAF_INLINE bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
 // n zeros, and n elements with all bits set.
@@ -76,6 +84,8 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
   constexpr int count = vectors_per_step(bytes, pass, kind), W = bytes / sizeof(T);
   constexpr bool dense = !std::is_same_v<Tail, int>;
   constexpr int size = sizeof(S), line = cache_line / size, lines = (count * W + line - 1) / line;
+  // In half types it takes longer to compute a result than to write it.
+  constexpr bool can_stream = has_out(pass) && has_streams && !is_half_v<S>;
   // Copies, as for all that the compiler knows the results could overwrite the table.
   T a[2], b[2];
   Rows<T> rows = table;
@@ -101,6 +111,8 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
     const S *now_x = x, *now_seed = seed;
     S* now_out = out;
     int left = s.vectors;
+    const bool streams = can_stream && s.streams && stride == W && is_aligned<bytes>(out);
+    alignas(bytes) S streamed[count * W];
     const auto proceed = [&]() __attribute__((always_inline)) {
       now_x = x, now_seed = seed, now_out = out;
       x += count * stride;
@@ -135,15 +147,20 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
     const int64_t ahead = next < units ? units_ahead * W : s.vectors * stride + (next - units - unit) * W;
     for (; left > 0; left -= count) {
       if (stride == W) {
-        prefetch<lines, pass>(now_x, now_seed, now_out, bytes_ahead / size, line);
+        prefetch<lines, pass>(now_x, now_seed, streams ? nullptr : now_out, bytes_ahead / size, line);
       } else {
         prefetch<count, pass>(now_x, now_seed, now_out, ahead, stride);
       }
-      Step<kind, bytes, pass, count, S, T, Stride, Tail>{now_x, now_seed, now_out, stride, rows,
-                                                         n,     mapping,  coeffs,  sums}
+      const bool streams_now = streams && is_aligned<bytes>(now_out);  // not so before the remainder
+      Step<kind, bytes, pass, count, S, T, Stride, Tail>{
+          now_x, now_seed, streams_now ? +streamed : now_out, stride, rows, n, mapping, coeffs, sums}
           .run();
+      if constexpr (can_stream) {
+        if (streams_now) stream<bytes, count>(streamed, now_out);
+      }
       proceed();
     }
+    if (streams) fence();
   }
 }
 

@@ -27,6 +27,7 @@ struct Sweep {
   const Mapping<T>* mapping;
   int slots;  // vectors of coefficients, or of sums, of a unit
   const Partition& partition;
+  bool streams;  // whether results are written past the caches
 };
 
 // Reads a tile: `vectors` vectors, `stride` elements apart, the first `whole` of them whole and the others of `lanes`
@@ -70,7 +71,7 @@ SLAF_INLINE void run_tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, 
     gather<bytes>(s.grad_output + offset, stride, vectors, whole, lanes, padded, seeds);
   }
   const bool with_seeds = has_seed(s.pass) || s.pass == moments;
-  s.run_tile({s.mapping, tile, with_seeds ? seeds : nullptr, tile, W, padded, 1, coeffs, sums, 0, 0}, s.table,
+  s.run_tile({s.mapping, tile, with_seeds ? seeds : nullptr, tile, W, padded, 1, coeffs, sums, 0, 0, false}, s.table,
              s.degree);
   if (has_out(s.pass)) scatter<bytes>(tile, stride, vectors, whole, lanes, s.out + offset);
 }
@@ -153,7 +154,7 @@ struct TaskRun {
                          int64_t remainder) const {
     s.run_strip({s.mapping, s.x + offset, advance(s.grad_output, offset), advance(s.out, offset), stride,
                  static_cast<int>(vectors), static_cast<int>(width), coeffs + unit * block, sums + unit * block, block,
-                 static_cast<int>(remainder)},
+                 static_cast<int>(remainder), s.streams},
                 s.table, s.degree);
   }
 
