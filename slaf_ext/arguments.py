@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from . import bases
@@ -184,6 +184,11 @@ def check_kan(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         )
     check_dtype(x, **named)
     check_device(x, **named)
+
+
+def check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
 
 
 def check_tensor(value: Tensor, name: str = "x") -> None:

@@ -238,7 +238,7 @@ def test_a_model_that_is_an_activation():
         (mlp(nn.Tanh), inputs(shape=(5, 4)), r"fails on a calibration batch of shape \(5, 4\)"),
         (nn.Sequential(nn.Tanh()), torch.arange(5), "the input of 0 is torch.int64 .* must be floating-point"),
         (nn.LSTM(3, 2, dtype=torch.float64), inputs(), "returns a tuple"),
-        (nn.ReLU, inputs(), "model is a type; it must be an nn.Module"),
+        (nn.ReLU, inputs(), "model is a type; it must be a torch.nn.Module"),
         (torch.jit.script(nn.Tanh()), inputs(), "convert the model before scripting it"),
     ],
 )

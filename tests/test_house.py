@@ -37,7 +37,7 @@ ALLOWED = {
         *("bases", "activations", "batch_norm", "arguments", "series", "ops", "kan_ops", "nn", "convert"),
         *("functional", "torch_private"),
     },
-    "training": {"bases", "activations", "nn", "convert"},
+    "training": {"bases", "activations", "arguments", "nn", "convert"},
     "__main__": {"extension"},
 }
 

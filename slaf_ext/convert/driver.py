@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from .. import bases
 from ..activations import ACTIVATIONS, FUNCTIONAL, names_of, replace_module
-from ..arguments import check_outside
+from ..arguments import check_model, check_outside
 from ..bases import Basis
 from ..fit import METHODS, fit
 from ..nn import SLAF
@@ -152,8 +152,7 @@ def convert(
 
 
 def _check(model: Any, degree: Any, basis: Any, method: Any, margin: Any, outside: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be an nn.Module")
+    check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"model is a {type(model).__name__}: {SCRIPTED}")
     bases.check_integer(degree, "degree", 0)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_model
 from ..functional import basis_values
 from ..kan import KANLinear
 from ..nn import SLAF, coefficient_rows
@@ -138,8 +139,7 @@ def check(model: nn.Module, data: Tensor | Iterable) -> RangeReport:
         >>> report.not_polynomial[0][0]
         '2'
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    check_model(model)
     extrapolated = copy_of(model).eval()
     for module in extrapolated.modules():
         if isinstance(module, (SLAF, KANLinear)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..activations import names_of, replace_module
+from ..arguments import check_model
 from ..batch_norm import batch_norm_map
 from ..convert.calibration import Batches
 from ..convert.discovery import copy_of
@@ -62,8 +63,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         >>> torch.allclose(folded(x), net.eval()(x), atol=1e-5)
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    check_model(model)
     if isinstance(model, SLAF):
         return model.fold().eval()
     folded = copy_of(model).eval()

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .. import bases
-from ..arguments import OUTSIDE, check_dim
+from ..arguments import OUTSIDE, check_dim, check_model
 from ..bases import Basis
 from ..convert.ranges import Range, check
 from ..nn import SLAF, coefficient_rows
@@ -193,8 +193,7 @@ def polynomials(model: nn.Module, data: Tensor | Iterable | None = None) -> list
         >>> p.name, p.basis.name, p.domain, p.degree, p.depth
         ('1', 'chebyshev', (-4.0, 4.0), 7, Depth(horner=7, powers=4, bsgs=3))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    check_model(model)
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, SLAF)]
     if not named:
         raise ValueError("the model holds no SLAF; slaf_ext.convert puts them in place of its activations")

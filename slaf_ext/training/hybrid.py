@@ -11,8 +11,8 @@ from torch import nn
 
 from .. import bases
 from ..activations import ACTIVATIONS, names_of, replace_module
+from ..arguments import check_model
 from ..nn import SLAF
-from .parameters import check_model
 
 
 def replace_activations(

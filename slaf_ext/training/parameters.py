@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .. import bases
+from ..arguments import check_model
 from ..nn import SLAF
 
 
@@ -126,8 +127,3 @@ def alternate(model: nn.Module, step: int, period: int) -> bool:
     freeze_weights(model, train_coefficients)
     freeze_coefficients(model, not train_coefficients)
     return train_coefficients
-
-
-def check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from .. import bases
+from ..arguments import check_model
 from ..bases import Basis
 from ..convert import convert
 from ..convert.calibration import Batches
 from ..convert.ranges import RangeReport, check
-from .parameters import check_model
 from .penalties import range_penalty
 
 # Trains a network in place; the second argument gives what is to be added to the loss of each batch.
