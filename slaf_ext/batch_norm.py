@@ -13,12 +13,10 @@ def batch_norm_map(layer: BATCH_NORM) -> tuple[Tensor, Tensor]:
     """(s, m), float64, with y = s x + m for each channel.
 
     Raises:
-        ValueError: the layer keeps no running statistics, or they are not finite.
+        ValueError: the layer keeps no running statistics.
     """
     if layer.running_mean is None or layer.running_var is None:
         raise ValueError(f"{layer} keeps no running statistics, so it is not a fixed function; let it keep them")
-    if not (layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()):
-        raise ValueError(f"{layer} has running statistics that are not finite; train it on inputs that are")
     scale = (layer.running_var.double() + layer.eps).rsqrt()
     if layer.affine:
         scale = scale * layer.weight.double()

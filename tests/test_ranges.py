@@ -187,6 +187,14 @@ def test_convert_reports_ranges(given):
     assert f"ranges of the converted network on the {data} data:" in str(report)
 
 
+def test_a_channel_without_a_finite_variance_is_converted():
+    """Its scale is 0."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Tanh()).double()
+    net[1].running_var[0] = math.inf
+    _, report = convert(net, torch.randn(50, 3, dtype=torch.float64), degree=3)
+    assert report.output_error <= report.output_bound < 0.5
+
+
 @pytest.mark.parametrize("outside", ["extrapolate", "linear"])
 def test_convert_names_max_pooling_where_a_polynomial_is_wanted(outside):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Softmax(1))

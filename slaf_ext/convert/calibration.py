@@ -40,8 +40,8 @@ class Batches:
         if not seen:
             raise ValueError(f"{self.name} holds no inputs; give a tensor, or an iterable of batches")
 
-    def try_on(self, model: nn.Module) -> None:
-        """Checks that the model accepts the first batch and returns a tensor."""
+    def try_on(self, model: nn.Module) -> Tensor:
+        """The model's output for the first batch, if it accepts that and returns a tensor."""
         x = next(iter(self))
         try:
             with torch.no_grad():
@@ -52,6 +52,7 @@ class Batches:
             ) from error
         if not isinstance(out, Tensor):
             raise ValueError(f"the model returns a {type(out).__name__}; it must return a tensor")
+        return out
 
     def run(self, *models: nn.Module) -> Iterator[list[Tensor]]:
         """The models' outputs for each batch."""

@@ -144,15 +144,16 @@ def check(model: nn.Module, data: Tensor | Iterable) -> RangeReport:
     for module in extrapolated.modules():
         if isinstance(module, (SLAF, KANLinear)):
             module.outside = "extrapolate"
-    report = ranges_of(extrapolated, Batches(data, "data"))
+    batches = Batches(data, "data")
+    batches.try_on(extrapolated)
+    report = ranges_of(extrapolated, batches)
     if not report.layers:
         raise ValueError("no SLAF ran when the model did; slaf_ext.convert puts them in place of its activations")
     return report
 
 
 def ranges_of(model: nn.Module, batches: Batches) -> RangeReport:
-    """The ranges in a network in evaluation mode, as it is."""
-    batches.try_on(model)
+    """The ranges in a network in evaluation mode, as it is, on batches that it accepts."""
     seen: dict[str, _Seen] = {}
 
     def see(name: str, module: SLAF, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], out: Tensor) -> None:

@@ -91,9 +91,7 @@ def _run(model: nn.Module, example: Tensor) -> tuple[dict[nn.Module, int], Tenso
 
     modules = (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
     hooks = [module.register_forward_hook(see) for module in modules]
-    data = Batches([example], "trial")
-    data.try_on(model)
-    ((out,),) = data.run(model)
+    out = Batches([example], "trial").try_on(model)
     for hook in hooks:
         hook.remove()
     return found, out
@@ -156,6 +154,8 @@ def _fold(model: nn.Module, slaf: SLAF, chain: list[nn.Module], dimensions: dict
     linear = next((m for m in chain if isinstance(m, LINEAR) and "weight" in m._parameters), None)
     if norm is not None:
         scale, shift = batch_norm_map(norm)
+        if not (scale.isfinite().all() and shift.isfinite().all()):
+            raise ValueError(f"{norm} has running statistics that are not finite; train it on inputs that are")
         # A linear layer has its channels in the last dimension, a convolution before its one to three others.
         if linear is not None and dimensions[norm] == (2 if isinstance(linear, nn.Linear) else linear.weight.dim()):
             _apply(linear, scale, shift)
