@@ -75,7 +75,7 @@ def run_and_check(emulator: Emulator, cases, oracle=None):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_layouts(emulator, layout, dtype):
-    for degree in (2, 5):
+    for degree in (2, 5, 11, 12):  # 12 has a kernel of its own beside the one for 5 .. 12
         run_and_check(emulator, both(*make(layout, degree, dtype=dtype)))
 
 

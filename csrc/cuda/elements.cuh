@@ -105,6 +105,17 @@ __device__ __forceinline__ T* in_registers(T* pointer) {
   return pointer;
 }
 
+// The same for shared memory, whose address the compiler would find again in every basic block.
+template <typename T>
+__device__ __forceinline__ T* shared_in_registers(T* pointer) {
+#ifdef __CUDA_ARCH__
+  auto address = static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+  asm("" : "+r"(address));
+  pointer = static_cast<T*>(__cvta_shared_to_generic(address));
+#endif
+  return pointer;
+}
+
 // A thread's elements. In a turn it reads `unroll` items before it uses the first.
 template <typename Form, int unroll, int highest, typename S>
 struct Elements {
@@ -218,7 +229,7 @@ struct Block {
         first(at.column * Form::lanes),
         group(Form::has_columns ? first / partition.inner : first),
         shared(shared_memory<T>()),
-        own(shared + at.local * Form::lanes * pitch) {}
+        own(shared_in_registers(shared + at.local * Form::lanes * pitch)) {}
 
   // Copies `count` coefficients of each of the block's groups into the workspace. Ends with a barrier.
   __device__ __forceinline__ const double* stage(const void* coeffs, Storage type, int count) const {

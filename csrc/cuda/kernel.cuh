@@ -97,22 +97,41 @@ struct AnyDegree {
   static constexpr int lowest = 0, highest = -1;
 };
 
-// How far a kernel for the degrees of `Range` walks: degrees that share a kernel all walk to the highest, and skip what
-// exceeds their own.
-template <typename Range>
-SLAF_INLINE constexpr Degree<> walked_degree(int degree) {
-  return in_blocks(Range::highest < 0 ? degree : Range::highest);
+// Whether a walk for the degrees of `Range` ends at k. Degrees that share a kernel leave the walk at their own.
+template <typename Range, typename K>
+SLAF_INLINE constexpr bool is_last(K k, int degree) {
+  if constexpr (std::is_same_v<K, Last>) return true;
+  return Range::lowest < Range::highest && k >= Range::lowest && k == degree;
 }
-template <typename Range>
-SLAF_INLINE constexpr bool exceeds_degree(int k, int degree) {
-  return Range::highest >= 0 && k > Range::lowest && k > degree;
+
+// `walk` for a degree of `Range`.
+template <Walk kind, typename Range, typename V, typename T, typename Visit>
+SLAF_INLINE void walk_to(int degree, const V& x, const V& seed, const Rows<T>& rows, const Visit& visit) {
+  constexpr int lowest = Range::lowest, highest = Range::highest;
+  if constexpr (lowest >= highest) {
+    walk<kind>(x, seed, rows, in_blocks(highest < 0 ? degree : highest), visit);
+  } else {
+    visit(0, seed);
+    if (is_last<Range>(0, degree)) return;
+    const V point = point_of<kind>(x, rows);
+    V even = seed, odd = first_factor(point, rows) * seed;
+#pragma unroll
+    for (int k = 1; k < highest; ++k) {
+      const V& now = k % 2 == 0 ? even : odd;
+      V& before = k % 2 == 0 ? odd : even;
+      visit(k, now);
+      if (is_last<Range>(k, degree)) return;
+      before = next_of<kind>(factor_at<kind>(k, point, rows), now, k, rows, before);
+    }
+    visit(Last{highest}, highest % 2 == 0 ? even : odd);
+  }
 }
 
 // sum_k coeffs(k) phi_k(x) for a degree of `Range`; top is coeffs(degree).
 template <Walk kind, typename Range, typename V, typename T, typename Coeffs>
 SLAF_INLINE V clenshaw_to(int degree, const V& x, const Rows<T>& rows, const Coeffs& coeffs, const V& top) {
   if constexpr (Range::highest < 0 || Range::lowest == Range::highest) {
-    return clenshaw<kind>(x, rows, walked_degree<Range>(degree), coeffs);
+    return clenshaw<kind>(x, rows, in_blocks(Range::highest < 0 ? degree : Range::highest), coeffs);
   } else {
     // As `clenshaw`, but the steps above the degree are skipped: s_k is in `even` or `odd`, as k is.
     const V point = point_of<kind>(x, rows), zero = V::of(T(0));
@@ -134,10 +153,9 @@ SLAF_INLINE V clenshaw_to(int degree, const V& x, const Rows<T>& rows, const Coe
 template <typename Form, typename Range, typename S, typename P, typename T, typename Columns>
 __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table, P x, P grad_output,
                                       Columns& columns) {
-  constexpr int lowest = Range::lowest, highest = Range::highest;
   P result = P::of(T(0));
   unsigned outside_bits = 0;
-  if (Form::is_backward && highest > 16) reload_shared();  // the sums take the registers
+  if (Form::is_backward && Range::highest > 16) reload_shared();  // the sums take the registers
   if (Form::has_edges && s.outside != Outside::extrapolate) {
     const auto inside = inside_of(x, s.lo, s.hi, s.center);
     const bool is_linear = s.outside == Outside::linear;
@@ -158,15 +176,11 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
     x = x + -s.center;
   }
   if constexpr (Form::is_backward) {
-    const auto visit = [&](auto k, const P& psi) {
-      if (exceeds_degree<Range>(k, s.degree)) return;
+    walk_to<Form::walk, Range>(s.degree, x, grad_output, table, [&](auto k, const P& psi) {
       columns.add(k, psi);
       // D a has no phi_degree: its 0 must not meet a psi that is infinite.
-      if (!std::is_same_v<decltype(k), Last> && (lowest == highest || k < lowest || highest < 0 || k < s.degree)) {
-        result = result + psi * columns.template coeff<P>(k);
-      }
-    };
-    walk<Form::walk>(x, grad_output, table, walked_degree<Range>(s.degree), visit);
+      if (!is_last<Range>(k, s.degree)) result = result + psi * columns.template coeff<P>(k);
+    });
   } else {
     const auto coeffs = [&](int k) { return columns.template coeff<P>(k); };
     const P value = clenshaw_to<Form::walk, Range>(s.degree, x, table, coeffs, columns.template slot<P>(s.degree));
@@ -180,12 +194,15 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
 template <typename Form, typename S, int highest>
 inline constexpr int unroll = [] {
   if (Form::width == 1) return 4;
-  const bool is_register_bound = highest > 8 || (Form::is_backward && Form::walk == Walk::general);
-  if (!Form::has_columns && Form::is_backward) return is_register_bound || highest <= 5 ? 1 : 2;
+  constexpr bool is_general = Form::is_backward && Form::walk == Walk::general, is_half = sizeof(S) == 2;
+  if (!Form::has_columns && Form::is_backward) {
+    if (is_general) return is_half && highest <= 5 ? 2 : 1;
+    return highest <= 5 || highest > (is_half ? 16 : 8) ? 1 : 2;
+  }
   if (!Form::has_columns) return highest > 16 ? 1 : 2;
-  if (is_register_bound) return 2;
+  if (is_general || highest > 8) return 2;
   if (!Form::is_backward) return Form::walk == Walk::general ? 5 : 6;
-  return Form::width == 2 && highest <= 4 ? 3 : 4;
+  return Form::width == 2 && (highest <= 4 || highest == 6) ? 3 : 4;
 }();
 
 // Blocks that the 65,536 registers of a multiprocessor are to hold at once.
@@ -199,7 +216,7 @@ inline constexpr int resident_blocks = [] {
   if (Form::walk == Walk::general) walk += 16 + (highest > 8 ? highest : 0);
   if (Form::walk == Walk::power) walk += 6;
   if (Form::has_edges) walk += 8;
-  if (Range::lowest < highest) walk += 10;
+  if (Range::lowest < highest) walk += highest > 8 ? 12 : 10;
   const int places = Form::has_columns ? 19 : !Form::is_backward ? 24 : highest > 8 ? 10 : 25;
   return std::clamp(65536 / max_threads / (places + items + columns + walk * words), 1, 8);
 }();

@@ -9,7 +9,7 @@ namespace slaf_ext::cuda {
 // The degrees with a kernel of their own; those between two of them run in the upper one's. Few, to limit compile time.
 template <typename S>
 struct PlainDegrees {
-  using wide = DegreeList<2, 3, 4, 5, 7, 8, 16, 32>;
+  using wide = DegreeList<2, 3, 4, 5, 6, 7, 8, 16, 32>;
   using edged = DegreeList<3, 5, 8, 16, 32>;
   using single = DegreeList<4, 8, 32>;
 };
@@ -53,6 +53,22 @@ void launch_reduce(const Problem& p, const Recurrence& recurrence, const Partial
   launch_reducer(reduce<T>, r, value_weights(p, recurrence), p.layout.groups, r.degree + 1, device);
 }
 
+// The kernel of a form. Where degrees share one and the walk is short, their highest has another to itself.
+template <typename Form, typename Range, typename S>
+Kernel<TabledSweep<S, Range::highest>> kernel_of(int degree) {
+  constexpr int highest = Range::highest;
+  if constexpr (Form::walk != Walk::general && Range::lowest < highest && highest <= 16) {
+    if (degree == highest) return kernel_of<Form, Degrees<highest - 1, highest>, S>(degree);
+  }
+  return {sweep<Form, Range, S>,
+          Form::walk,
+          Form::access,
+          Form::width,
+          unroll<Form, S, highest>,
+          resident_blocks<Form, Range, S>,
+          waves<Form, S, highest>};
+}
+
 // The kernel of a family for a problem whose degree `Range` holds, if there is one.
 template <typename Range, Family family, bool is_backward, typename S>
 Kernel<TabledSweep<S, Range::highest>> tabled_kernel(const Problem& p, Walk kind) {
@@ -62,16 +78,8 @@ Kernel<TabledSweep<S, Range::highest>> tabled_kernel(const Problem& p, Walk kind
     constexpr int width = family == Family::single ? 1 : item_width<S>(access.value, registers);
     if constexpr ((family == Family::single) == (width == 1)) {
       if (!fits<S>(p, access.value, width)) return;
-      kernel = make_for<family, is_backward, access.value, width>(kind, [](auto form) {
-        using Form = decltype(form);
-        return Kernel<TabledSweep<S, Range::highest>>{sweep<Form, Range, S>,
-                                                      Form::walk,
-                                                      Form::access,
-                                                      Form::width,
-                                                      unroll<Form, S, Range::highest>,
-                                                      resident_blocks<Form, Range, S>,
-                                                      waves<Form, S, Range::highest>};
-      });
+      kernel = make_for<family, is_backward, access.value, width>(
+          kind, [&](auto form) { return kernel_of<decltype(form), Range, S>(p.degree()); });
     }
   });
   return kernel;

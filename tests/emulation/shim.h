@@ -2,6 +2,7 @@
 // another, barriers and shuffles by std::barrier. Sanitizers then see what threads of a GPU would do.
 #pragma once
 
+#include <algorithm>
 #include <barrier>
 #include <cstdint>
 #include <cstring>
@@ -32,6 +33,7 @@ struct Warp {
 struct Block {
   Block(int threads, int64_t shared_bytes)
       : meeting(threads), memory(new (std::align_val_t(16)) unsigned char[shared_bytes]) {
+    std::fill_n(memory, shared_bytes, 0xff);  // NaN, which shows where it is read before it is written
     for (int first = 0; first < threads; first += 32) warps.push_back(std::make_unique<Warp>(32));
   }
   ~Block() { ::operator delete[](memory, std::align_val_t(16)); }
