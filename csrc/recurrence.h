@@ -132,6 +132,19 @@ SLAF_INLINE V less_product(const V& t, int k, const Rows<T>& rows, const V& u) {
   return t;
 }
 
+// phi_{k+1} for k >= 1, given factor = a_k x + b_k
+template <Walk kind, typename V, typename T>
+SLAF_INLINE V next_of(const V& factor, const V& now, int k, const Rows<T>& rows, const V& before) {
+  return less_product<kind>(factor * now, k, rows, before);
+}
+// Its slope in this order takes an addition less, as each product has a sum to go with.
+template <Walk kind, typename V, typename T>
+SLAF_INLINE Dual<V> next_of(const Dual<V>& factor, const Dual<V>& now, int k, const Rows<T>& rows,
+                            const Dual<V>& before) {
+  return {next_of<kind>(factor.value, now.value, k, rows, before.value),
+          factor.value * now.slope + next_of<kind>(factor.slope, now.value, k, rows, before.slope)};
+}
+
 // The type of the last k that a walk visits, for visitors that treat phi_degree differently.
 struct Last {
   int degree;
@@ -149,7 +162,7 @@ SLAF_INLINE void walk(const V& x, const V& seed, const Rows<T>& rows, const Degr
   // Visits phi_k = `now`, and turns phi_{k-1} into phi_{k+1}: two variables take turns, so that no value is moved.
   const auto step = [&](int k, const V& now, V& before) __attribute__((always_inline)) {
     visit(k, now);
-    before = less_product<kind>(factor_at<kind>(k, point, rows) * now, k, rows, before);
+    before = next_of<kind>(factor_at<kind>(k, point, rows), now, k, rows, before);
   };
   int k = 1;
 #ifdef __CUDA_ARCH__

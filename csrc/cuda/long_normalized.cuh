@@ -26,8 +26,9 @@ __global__ void __launch_bounds__(max_threads, 8 / sizeof(T))
   if constexpr (pass == Pass::normalized_gradient || pass == Pass::walked_gradient) {
     const T* const factors = t.statistics.factors + part.group * coeff_slots(pass, s.degree);
     for (int turn = 0; turn < part.turns; ++turn) {
-      const P dx = gradient_of<pass, AnyDegree>(s, table, part.read(s.x, turn), part.read(s.grad_output, turn),
-                                                [&](int slot) { return P::of(factors[slot]); });
+      const P dx =
+          gradient_of<pass, Walk::general, AnyDegree>(s, table, part.read(s.x, turn), part.read(s.grad_output, turn),
+                                                      [&](int set, int k) { return P::of(factors[set * K + k]); });
       part.write(turn, dx);
     }
   } else {

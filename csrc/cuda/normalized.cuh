@@ -97,23 +97,22 @@ __device__ __forceinline__ P mapped(const Sweep<S, T>& s, const P& x) {
   return inside_of(x, s.lo, s.hi, s.center).x;
 }
 
-// dx of some elements. The factors a, u, v of k are factor(k), factor(K + k) and factor(2 K + k).
-template <Pass pass, typename Range, typename S, typename T, typename P, typename Factor>
+// dx of some elements. The factors a, u, v of k are factor(0, k), factor(1, k) and factor(2, k).
+template <Pass pass, Walk kind, typename Range, typename S, typename T, typename P, typename Factor>
 __device__ __forceinline__ P gradient_of(const Sweep<S, T>& s, const Rows<T>& table, const P& x, const P& grad_output,
                                          const Factor& factor) {
-  const int K = s.degree + 1;
   P result = P::of(T(0));
   const auto visit = [&](int k, const Dual<P>& psi) {
-    if (k == 0 || exceeds_degree<Range>(k, s.degree)) return;
+    if (k == 0) return;
     if constexpr (pass == Pass::walked_gradient) {
-      result = result + psi.slope * factor(k);
+      result = result + psi.slope * factor(0, k);
     } else {
-      const P centered = psi.value * factor(2 * K + k) + factor(K + k) + grad_output;
-      result = result + psi.slope * factor(k) * centered;
+      const P centered = psi.value * factor(2, k) + factor(1, k) + grad_output;
+      result = result + psi.slope * factor(0, k) * centered;
     }
   };
   const Dual<P> at{mapped(s, x), P::of(T(1))}, one{P::of(T(1)), P::of(T(0))};
-  walk<Walk::general>(at, one, table, walked_degree<Range>(s.degree), visit);
+  walk_to<kind, Range>(s.degree, at, one, table, visit);
   if constexpr (pass == Pass::walked_gradient) result = result * grad_output;
   // Beyond a linear edge, the slope is that at the edge.
   if (s.outside == Outside::extrapolate || s.outside == Outside::linear) return result;
@@ -126,24 +125,63 @@ struct NormalizedForm : Form<walk_, pass_ != Pass::moments, true, access_, width
   static constexpr Pass pass = pass_;
 };
 
+// The sums of a thread for a column or its group, and the slots that it reads of phi_1, phi_2, ...
+SLAF_INLINE constexpr int sums_of(Pass pass, int degree) {
+  return pass == Pass::moments ? 2 * degree + 1 : pass == Pass::centered_gradient ? degree + 1 : 0;
+}
+SLAF_INLINE constexpr int sets_of(Pass pass) { return pass == Pass::normalized_gradient ? 3 : 2; }
+
+// These slots, in sets as coeff_slots names them. A group's lie in shared memory; those of columns differ from lane to
+// lane, and lie in registers where a thread has several columns.
+template <typename Form, int highest, typename T>
+struct Slots {
+  static constexpr bool in_registers = Form::has_columns && Form::width > 1;
+  static constexpr int sets = in_registers ? sets_of(Form::pass) : 1, count = in_registers ? highest : 1;
+  using Lanes = Pack<T, Form::lanes>;
+
+  __device__ __forceinline__ Slots(const Block<Form, T>& block, int degree) : block(block), K(degree + 1) {
+    if constexpr (in_registers) {
+#pragma unroll
+      for (int i = 0; i < sets * count; ++i) {
+        const int set = i / count, k = i % count + 1;
+        own[i] = k < K ? block.template coeff<Lanes>(set * K + k) : Lanes::of(T(0));
+      }
+    }
+  }
+  template <typename P>
+  __device__ __forceinline__ P at(int set, int k) const {
+    if constexpr (in_registers)
+      return own[set * count + k - 1];
+    else
+      return block.template coeff<P>(set * K + k);
+  }
+
+  const Block<Form, T>& block;
+  int K;
+  Lanes own[sets * count];
+};
+
 // Items that a thread reads in a turn, and blocks that a multiprocessor's registers are to hold at once.
 template <typename Form, int highest>
 inline constexpr int normalized_unroll = [] {
   if (Form::width == 1) return Form::pass == Pass::moments && highest > 16 ? 1 : 4;
-  return Form::has_columns || (Form::pass == Pass::moments && highest <= 8) ? 2 : 1;
+  if (Form::has_columns) return Form::pass == Pass::moments && Form::width == 2 ? 8 : 4;
+  return highest > 8 ? 1 : 2;
 }();
 
 template <typename Form, typename S, int highest>
 inline constexpr int normalized_blocks = [] {
-  constexpr int words = sizeof(compute_t<S>) / 4, sums = (highest + 1) * Form::lanes * words;
-  constexpr int items = normalized_unroll<Form, highest> * Form::width * sizeof(S) / 4 * 2;
-  const int walk = (Form::pass != Pass::normalized_gradient ? 52
-                    : Form::has_columns                     ? 66
-                                                            : 56) *
-                       words +
-                   (highest > 8 ? 3 * highest : 0);
-  const int columns = Form::pass == Pass::moments ? 2 * sums : Form::pass == Pass::centered_gradient ? sums : 0;
-  return std::clamp(65536 / max_threads / (24 + items + columns + walk), 1, 8);
+  constexpr Pass pass = Form::pass;
+  constexpr int words = sizeof(compute_t<S>) / 4;
+  constexpr int items = normalized_unroll<Form, highest> * Form::width * sizeof(S) / 4 * (Form::is_backward ? 2 : 1);
+  int column = sums_of(pass, highest);
+  if (Slots<Form, highest, compute_t<S>>::in_registers) column += sets_of(pass) * highest;
+  if (!Form::has_columns && pass == Pass::moments) column += 3 * highest;
+  int walk = Form::has_columns ? 8 : 16;
+  if (pass == Pass::centered_gradient) walk += 6;
+  if (pass == Pass::normalized_gradient) walk += 20;
+  if (Form::walk == Walk::general) walk += 12 + (highest > 8 ? 3 * highest : 0);
+  return std::clamp(65536 / max_threads / (24 + items + (column * Form::lanes + walk) * words), 1, 8);
 }();
 
 // Degrees up to the highest of `Range`, in registers.
@@ -169,9 +207,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
     using P = std::decay_t<decltype(x)>;
     if (pass == Pass::moments && !is_valid) return x;
     const P seed = pass == Pass::moments ? P::of(T(1)) : grad_output;
-    walk<Form::walk>(mapped(s, x), seed, table, in_blocks(highest), [&](int k, const P& psi) {
-      if (!exceeds_degree<Range>(k, s.degree)) f(k, psi, seed);
-    });
+    walk_to<Form::walk, Range>(s.degree, mapped(s, x), seed, table, [&](int k, const P& psi) { f(k, psi, seed); });
     return x;
   };
 
@@ -211,10 +247,11 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
   });
 
   if constexpr (pass == Pass::normalized_gradient) {
+    const Slots<Form, highest, T> slots_of(block, s.degree);
     const auto f = [&](const auto& x, const auto& grad_output, bool) {
       using P = std::decay_t<decltype(x)>;
-      return gradient_of<pass, Range>(s, table, x, grad_output,
-                                      [&](int slot) { return block.template coeff<P>(slot); });
+      return gradient_of<pass, Form::walk, Range>(s, table, x, grad_output,
+                                                  [&](int set, int k) { return slots_of.template at<P>(set, k); });
     };
     for (; elements.has_items(); elements.next()) elements.map(true, f);
     elements.map_remainder(true, f);
@@ -225,6 +262,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
         if (k > 0 && k < K) coeffs[k] *= -coeffs[K + k];
       });
     }
+    const Slots<Form, highest, T> slots_of(block, s.degree);
     Lanes sums[highest + 1] = {};
     [[maybe_unused]] Lanes squares[highest + 1] = {};
     const auto f = [&](const auto& x, const auto& grad_output, bool is_valid) {
@@ -234,7 +272,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
           accumulate<Form::has_columns>(sums[0], psi);
           return;
         }
-        const P shift = block.template coeff<P>(k), scaling = block.template coeff<P>(K + k);
+        const P shift = slots_of.template at<P>(0, k), scaling = slots_of.template at<P>(1, k);
         const P centered = pass == Pass::moments ? psi * scaling + shift : (psi - seed * shift) * scaling;
         accumulate<Form::has_columns>(sums[k], centered);
         if constexpr (pass == Pass::moments) accumulate_squares<Form::has_columns>(squares[k], centered);

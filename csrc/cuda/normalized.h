@@ -14,7 +14,8 @@ struct NormalizedDegrees {
   using single = DegreeList<8, 32>;
 };
 
-constexpr int normalized_turns = 64;  // of a thread: they bound what an unlucky sample costs, see normalized.cuh
+// The turns of a thread bound what an unlucky sample costs, see normalized.cuh, and its items how sums in fp32 round.
+constexpr int normalized_turns(int unroll) { return std::min(64, 128 / unroll); }
 
 // As `waves` of the plain form, but a block of `moments` begins with a sample, and ends with four kinds of sums.
 template <typename Form, typename S>
@@ -34,8 +35,9 @@ template <Pass pass, typename Range, Family family, typename S>
 Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p, Walk kind) {
   Kernel<TabledNormalized<S, Range::highest>> kernel;
   dispatch_access(access_of(p.layout), [&](auto access) {
-    constexpr int highest = Range::highest, registers = 2 * (highest + 1) + 1;  // sums and squares, and a weight
-    constexpr int width = family == Family::single ? 1 : item_width<S>(access.value, registers);
+    constexpr int highest = Range::highest;
+    constexpr int width =
+        family == Family::single ? 1 : item_width<S>(access.value, sums_of(pass, highest) + sets_of(pass) * highest);
     if constexpr ((family == Family::single) == (width == 1)) {
       if (!fits<S>(p, access.value, width)) return;
       const auto make = [&](auto walk) {
@@ -48,8 +50,8 @@ Kernel<TabledNormalized<S, Range::highest>> normalized_kernel(const Problem& p, 
                   normalized_blocks<Form, S, highest>,
                   normalized_waves<Form, S>};
       };
-      // The moments are bound by the walk, not by memory.
-      if constexpr (pass == Pass::moments && family == Family::wide && highest <= 8) {
+      // These sweeps are bound by the walk, not by memory.
+      if constexpr (family == Family::wide && highest <= 8) {
         if (kind == Walk::uniform) return make(std::integral_constant<Walk, Walk::uniform>{});
       }
       make(std::integral_constant<Walk, Walk::general>{});
@@ -62,7 +64,7 @@ template <Pass pass, typename S, int highest, typename Device, typename T = comp
 Partials<T> run_tabled_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics,
                             const Kernel<TabledNormalized<S, highest>>& kernel, Device& device) {
   const int coeffs = coeff_slots(pass, p.degree()), sums = sum_slots(pass, p.degree());
-  const Partition part = kernel.partition(p.layout, coeffs, sums, normalized_turns, device);
+  const Partition part = kernel.partition(p.layout, coeffs, sums, normalized_turns(kernel.unroll), device);
   TabledNormalized<S, highest> args{};
   args.sweep = sweep_of<S>(p, part, coeffs, part.splits, sums, device);
   args.statistics = statistics;
@@ -78,7 +80,7 @@ template <Pass pass, Access access, typename S, typename Device, typename T = co
 Partials<T> run_long_pass(const Problem& p, const Recurrence& r, const Statistics<T>& statistics, Device& device) {
   const LongTables<T> tables = long_tables<T>(p, r, Walk::general, true, 0, inverse_scales(r), device);
   const LongNormalized<T> args{statistics, tables.table, tables.weights};
-  const Sweep<S> s = long_sweep_of<S, access>(p, sum_slots(pass, p.degree()), normalized_turns, device);
+  const Sweep<S> s = long_sweep_of<S, access>(p, sum_slots(pass, p.degree()), normalized_turns(long_unroll), device);
   device.launch(long_normalized_sweep<pass, access, S>, s.partition.blocks(), s.partition.threads, 0, s, args);
   return s.partials;
 }
