@@ -191,10 +191,10 @@ class SLAF(nn.Module):
     def _track(self, mean: Tensor, var: Tensor) -> None:
         self.num_batches_tracked.add_(1)
         weight = self.momentum if self.momentum is not None else self.num_batches_tracked.double().reciprocal()
-        # An average never recovers from inf or NaN.
-        usable = mean.isfinite() & var.isfinite()
+        # An average never recovers from inf or NaN, whose difference to itself is NaN. Each operation here is a launch.
+        usable = mean - mean == var - var
         for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(torch.where(usable, running.double().lerp(batch, weight), running))
+            running.lerp_(torch.where(usable, batch.to(running.dtype), running), weight)
 
     def _folded_coeffs(self) -> Tensor:
         return fold(self.coeffs, self.running_mean, self.running_var, self.eps)

@@ -2,7 +2,6 @@
 // `threads()`; the tests have one of their own.
 #pragma once
 
-#include <iterator>
 #include <vector>
 
 #include "../dispatch.h"
@@ -132,15 +131,22 @@ double* upload(const std::vector<double>& values, Device& device) {
   return to;
 }
 
-// Launches kernel(args) to add args.partials for `count` values of k. `weights` go with the arguments where they fit.
+// Puts values among the arguments of a kernel where they fit, and else in memory.
+template <size_t capacity, typename Device>
+void put_values(const std::vector<double>& values, double (&among)[capacity], const double*& in_memory,
+                Device& device) {
+  if (values.size() <= capacity) {
+    std::copy(values.begin(), values.end(), among);
+  } else {
+    in_memory = upload(values, device);
+  }
+}
+
+// Launches kernel(args) to add args.partials for `count` values of k.
 template <typename Args, typename Device>
 void launch_reducer(void (*kernel)(Args), Args& args, const std::vector<double>& weights, int64_t groups, int count,
                     Device& device) {
-  if (weights.size() <= std::size(args.weights)) {
-    std::copy(weights.begin(), weights.end(), args.weights);
-  } else {
-    args.weights_in_memory = upload(weights, device);
-  }
+  put_values(weights, args.weights, args.weights_in_memory, device);
   ReduceShape& s = args.shape;
   s = {groups, 1, 1};
   while (s.width < 32 && s.width < groups) s.width *= 2;

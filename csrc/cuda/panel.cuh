@@ -12,8 +12,9 @@ struct PanelSweep {
   const S *x, *grad_terms;
   S* out;
   int64_t elements, columns;
-  const double* rows;  // all a, all b, all c
-  Terms<T> terms;      // without its rows, which a block reads to shared memory
+  Terms<T> terms;                // without its rows, which a block reads to shared memory: all a, all b, all c
+  const double* rows_in_memory;  // null where they fit below
+  double rows[3 * 32];
 };
 
 template <bool is_expansion, typename S>
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(max_threads) sweep_panel(const __grid_constant
   const int degree = terms.degree;
   T* const table = shared_memory<T>();
   for (int i = static_cast<int>(threadIdx.x); i < 3 * degree; i += static_cast<int>(blockDim.x)) {
-    table[i] = static_cast<T>(p.rows[i]);
+    table[i] = static_cast<T>(p.rows_in_memory != nullptr ? p.rows_in_memory[i] : p.rows[i]);
   }
   __syncthreads();
   terms.rows = {table, table + degree, table + 2 * degree};
@@ -49,13 +50,15 @@ void launch_panel(const Panel& p, Device& device) {
   for (const Row& row : p.recurrence) rows.push_back(row.a);
   for (const Row& row : p.recurrence) rows.push_back(row.b);
   for (const Row& row : p.recurrence) rows.push_back(row.c);
-  const PanelSweep<S> sweep{static_cast<const S*>(p.x),
-                            static_cast<const S*>(p.grad_terms),
-                            static_cast<S*>(p.out),
-                            p.rows * p.columns,
-                            p.columns,
-                            upload(rows, device),
-                            p.terms<T>(nullptr, nullptr, nullptr)};
+  PanelSweep<S> sweep{static_cast<const S*>(p.x),
+                      static_cast<const S*>(p.grad_terms),
+                      static_cast<S*>(p.out),
+                      p.rows * p.columns,
+                      p.columns,
+                      p.terms<T>(nullptr, nullptr, nullptr),
+                      nullptr,
+                      {}};
+  put_values(rows, sweep.rows, sweep.rows_in_memory, device);
   constexpr int64_t most_blocks = 32;  // of a multiprocessor: four waves of eight
   const int64_t blocks = std::min(ceil_div(sweep.elements, device.threads()), most_blocks * device.multiprocessors());
   device.launch(sweep_panel<is_expansion, S>, blocks, device.threads(), static_cast<int64_t>(rows.size() * sizeof(T)),
