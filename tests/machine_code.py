@@ -25,6 +25,7 @@ KINDS = {
 }
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 THREADS = 256  # of a block
+SUMS_ALONE = r"NormalizedForm<\(Pass\)[01]"  # kernels that write no result of an element
 ARCHITECTURES = ("80", "90", "100")  # those of a default build
 
 
@@ -60,13 +61,14 @@ class Instruction:
 
 class Kernel:
     """What one thread does in a turn of a kernel's main loop, from a function of cuobjdump's listing. All instructions
-    of the loop count once: those that it jumps over at times, and those that an inner loop repeats."""
+    of the loop count once: those that it jumps over at times, and those that an inner loop repeats. A kernel that does
+    not write in its main loop leaves sums behind."""
 
-    def __init__(self, sass: str, registers: int):
+    def __init__(self, sass: str, registers: int, writes: bool = True):
         lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)
         code = [Instruction(text) for _, text in lines]
         loops = natural_loops(code, {int(address, 16): n for n, (address, _) in enumerate(lines)})
-        loop = main_loop(code, loops)
+        loop = main_loop(code, loops, ("load", "store") if writes else ("load",))
         self.registers = registers
         self.body = [code[n] for n in sorted(loop) if code[n].mnemonic != "NOP"]
         self.inner_loops = sum(other < loop for other in loops)
@@ -121,18 +123,18 @@ def natural_loops(code: list[Instruction], places: dict[int, int]) -> list[set[i
     return list(loops.values())
 
 
-def main_loop(code: list[Instruction], loops: list[set[int]]) -> set[int]:
-    """Of the loops that both load and store at the greatest width, an innermost one, that which moves most."""
+def main_loop(code: list[Instruction], loops: list[set[int]], kinds: tuple[str, ...]) -> set[int]:
+    """Of the loops that move elements in all these ways at the greatest width, the innermost one that moves most."""
 
     def widths(loop: set[int], kind: str) -> list[int]:
         return [code[n].width for n in loop if code[n].kind == kind]
 
     def width(loop: set[int]) -> int:
-        return min(max(widths(loop, kind), default=0) for kind in ("load", "store"))
+        return min(max(widths(loop, kind), default=0) for kind in kinds)
 
     widest = [loop for loop in loops if 0 < width(loop) == max(map(width, loops))]
     innermost = [loop for loop in widest if not any(other < loop for other in widest)]
-    return max(innermost, key=lambda loop: sum(widths(loop, "load") + widths(loop, "store")), default=set())
+    return max(innermost, key=lambda loop: sum(sum(widths(loop, kind)) for kind in kinds), default=set())
 
 
 def find_cuobjdump() -> str | None:
@@ -148,4 +150,8 @@ def read_kernels(cuobjdump: str, compiled: Path, report: str, pattern: str = "")
     _, *parts = re.split(r"\n\s*Function : (\S+)\n", sass)
     registers = {name: count for arch, name, count, *_ in resources(report) if arch == "90"}
     functions = zip(demangle(parts[::2]), parts[1::2], strict=True)
-    return {name: Kernel(body, registers[name]) for name, body in functions if re.search(pattern, name)}
+    return {
+        name: Kernel(body, registers[name], writes=not re.search(SUMS_ALONE, name))
+        for name, body in functions
+        if re.search(pattern, name)
+    }

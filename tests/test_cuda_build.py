@@ -26,26 +26,32 @@ def test_no_spills(cuda_objects, capsys):
     found = resources(report)
     assert {arch for arch, *_ in found} == set(ARCHITECTURES)
     assert len(found) == report.count("Compiling entry function")
-    table = defaultdict(dict)
+    table = defaultdict(lambda: defaultdict(int))
+    kinds = {"0": "general", "2": "uniform", "3": "powers"}
+
+    def note(storage, access, direction, kind, arch, degree, registers):
+        row = table[storage, ("runs", "columns")[int(access)], direction, kind]
+        row[arch, int(degree)] = max(row[arch, int(degree)], registers)
+
     for arch, name, registers, _, _ in found:
         if form := re.match(
             r"void sweep<Form<\(Walk\)(\d), (\w+), (\w+), \(Access\)(\d), \d+>, Degrees<-?\d+, (\d+)>, (\w+)>", name
         ):
             walk, backward, edges, access, degree, storage = form.groups()
-            kind = "edges" if edges == "true" else {"0": "general", "2": "uniform", "3": "powers"}[walk]
+            kind = "edges" if edges == "true" else kinds[walk]
             direction = "backward" if backward == "true" else "forward"
-            table[storage, ("runs", "columns")[int(access)], direction, kind][arch, int(degree)] = registers
+            note(storage, access, direction, kind, arch, degree, registers)
         if form := re.match(
-            r"void normalized_sweep<NormalizedForm<\(Pass\)(\d), \(Walk\)\d, \(Access\)(\d), \d+>, "
+            r"void normalized_sweep<NormalizedForm<\(Pass\)(\d), \(Walk\)(\d), \(Access\)(\d), \d+>, "
             r"Degrees<-?\d+, (\d+)>, (\w+)>",
             name,
         ):
-            number, access, degree, storage = form.groups()
+            number, walk, access, degree, storage = form.groups()
             step = ("moments", "centred", "in x")[int(number)]
-            table[storage, ("runs", "columns")[int(access)], "normalised", step][arch, int(degree)] = registers
+            note(storage, access, step, kinds[walk], arch, degree, registers)
     degrees = sorted({degree for row in table.values() for _, degree in row})
     with capsys.disabled():
-        print("\nregisters per thread, by the highest degree that a kernel serves")
+        print("\nregisters per thread, at most, of the kernels whose highest degree this is")
         for row in sorted(table):
             for arch in ARCHITECTURES:
                 counts = " ".join(f"{table[row].get((arch, degree), ''):4}" for degree in degrees)
