@@ -130,21 +130,24 @@ def test_same_bits_for_any_number_of_threads_and_every_run(shape, dtype):
 
 @pytest.mark.cpu("its results of that size are written past the caches")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("groups", [1, 3, (64,), (50,), (3,), (600,)], ids=str)
 def test_large_results_are_those_of_their_parts(dtype, groups):
-    """To the bit, at any alignment and with a remainder."""
-    bytes_of_each = torch.finfo(dtype).bits // 8
-    length = 40 * 2**20 // bytes_of_each // groups // 2 + 5
+    """To the bit, of runs and of (columns,), at any alignment and with a remainder."""
+    columns = isinstance(groups, tuple)
+    groups = groups[0] if columns else groups
+    length = 20 * 2**20 // dtype.itemsize // groups // 2 + 5
+    shape, along, dim = ((2 * length, groups), 0, -1) if columns else ((2, groups, length), 2, 1)
     full = torch.randn(2 * groups * length + 1).to(dtype)
     coeffs = torch.randn(groups, 6).to(dtype).squeeze(0)
     for offset in (0, 1):
-        x = full[offset : offset + 2 * groups * length].view(2, groups, length).requires_grad_()
-        y = slaf_ext.slaf(x, coeffs)
+        x = full[offset : offset + 2 * groups * length].view(shape).requires_grad_()
+        y = slaf_ext.slaf(x, coeffs, dim=dim)
         (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
-        assert y.nbytes > 32 * 2**20
-        for part in torch.arange(length).tensor_split(3):
-            chosen = x.detach()[..., part[0] : part[-1] + 1].clone().requires_grad_()
-            small = slaf_ext.slaf(chosen, coeffs)
-            assert torch.equal(y[..., part[0] : part[-1] + 1], small)
+        assert y.nbytes > 16 * 2**20
+        for part in torch.arange(shape[along]).tensor_split(3):
+            at = along, int(part[0]), len(part)
+            chosen = x.detach().narrow(*at).clone().requires_grad_()
+            small = slaf_ext.slaf(chosen, coeffs, dim=dim)
+            assert torch.equal(y.narrow(*at), small)
             (slope,) = torch.autograd.grad(small, chosen, torch.ones_like(small))
-            assert torch.equal(dx[..., part[0] : part[-1] + 1], slope)
+            assert torch.equal(dx.narrow(*at), slope)

@@ -63,8 +63,9 @@ constexpr int vectors_per_step(int bytes, unsigned pass, Walk kind) {
   return bytes == 64 ? 6 : 3;
 }
 
-// `count` vectors of one unit, `stride` elements apart. `coeffs` and `sums` hold a vector for each slot: k = 0 ..
-// degree and, with linear edges, the slopes below lo and above hi and the sums beyond them.
+// `count` vectors of one unit, `stride` elements apart, and their results `out_stride` apart. `coeffs` and `sums` hold
+// a vector for each slot: k = 0 .. degree and, with linear edges, the slopes below lo and above hi and the sums beyond
+// them.
 template <Walk kind, int bytes, unsigned pass, int count, typename S, typename T, typename Stride, typename Tail>
 struct Step {
   static constexpr int W = bytes / sizeof(T);
@@ -73,7 +74,7 @@ struct Step {
 
   const S *x, *seed;
   S* out;
-  Stride stride;
+  Stride stride, out_stride;
   const Rows<T>& table;
   const Degree<Tail>& degree;
   const Mapping<T>* mapping;  // null where the walk sees x
@@ -110,7 +111,7 @@ struct Step {
       });
     }
     if (is(Outside::zero)) zero_outside(y);
-    y.write(out, stride);
+    y.write(out, out_stride);
   }
 
   SLAF_INLINE void differentiate(const P& point) const {
@@ -168,7 +169,7 @@ struct Step {
 
   SLAF_INLINE void write_gradient(P& slope) const {
     if (is(Outside::zero) || is(Outside::clamp)) zero_outside(slope);
-    slope.write(out, stride);
+    slope.write(out, out_stride);
   }
 
   SLAF_INLINE bool is(Outside outside) const { return mapping != nullptr && mapping->outside == outside; }

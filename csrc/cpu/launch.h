@@ -128,9 +128,9 @@ inline Table add_partials(const double* partial, int64_t partial_size, const Par
   return sums;
 }
 
-// Results of this size are written past the caches: with x, they do not fit the last of them, so nobody will find them
+// Results of this size are written past the caches: with x they fill the last of them, so little of them would be found
 // there, and a line that is written there is read from memory first.
-constexpr int64_t streamed_bytes = int64_t{32} << 20;
+constexpr int64_t streamed_bytes = int64_t{16} << 20;
 
 // Runs a pass over all of x. `coeffs` has as many slots as the result has sums, if the pass has any.
 template <typename S>

@@ -11,16 +11,16 @@ SLAF_INLINE S* advance(S* from, int64_t elements) {
   return from == nullptr ? nullptr : from + elements;
 }
 
-// `units` neighbouring units of `vectors` vectors each, a multiple of the step, `stride` elements apart. The blocks of
-// coefficients and sums of two units lie `block` elements apart. Where vectors are consecutive, `remainder` more
-// elements may follow them, fewer than a step's.
+// `units` neighbouring units of `vectors` vectors each, a multiple of the step, `stride` elements apart, and their
+// results `out_stride` apart. The blocks of coefficients and sums of two units lie `block` elements apart. Where
+// vectors are consecutive, `remainder` more elements may follow them, fewer than a step's.
 template <typename S, typename T = compute_t<S>>
 struct Strip {
   const Mapping<T>* mapping;  // null where the walk sees x
   const S* x;
   const S* seed;
   S* out;
-  int64_t stride;
+  int64_t stride, out_stride;
   int vectors, units;
   const T* coeffs;
   T* sums;
@@ -85,7 +85,7 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
   constexpr bool dense = !std::is_same_v<Tail, int>;
   constexpr int size = sizeof(S), line = cache_line / size, lines = (count * W + line - 1) / line;
   // In half types it takes longer to compute a result than to write it.
-  constexpr bool can_stream = has_out(pass) && has_streams && !is_half_v<S>;
+  constexpr bool can_stream = has_out(pass) && has_streams<bytes> && !is_half_v<S>;
   // Copies, as for all that the compiler knows the results could overwrite the table.
   T a[2], b[2];
   Rows<T> rows = table;
@@ -96,8 +96,11 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
   }
   const Degree<Tail> n = in_blocks<Tail>(degree);
   using Stride = std::conditional_t<dense, Constant<W>, int64_t>;
-  Stride stride;
-  if constexpr (!dense) stride = s.stride;
+  Stride stride, out_stride;
+  if constexpr (!dense) {
+    stride = s.stride;
+    out_stride = s.out_stride;
+  }
   const Mapping<T>* mapping = dense ? nullptr : s.mapping;
   const int64_t block = s.block;
   const int units = dense ? 1 : s.units;
@@ -117,7 +120,7 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
       now_x = x, now_seed = seed, now_out = out;
       x += count * stride;
       if (has_seed(pass) || (pass == moments && seed != nullptr)) seed += count * stride;
-      if (has_out(pass)) out += count * stride;
+      if (has_out(pass)) out += count * out_stride;
     };
     // The remainder is handled first, by an overlapping step: the main loop writes again what it writes too early.
     // Sums must not count what lies before the remainder.
@@ -149,18 +152,17 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
       if (stride == W) {
         prefetch<lines, pass>(now_x, now_seed, streams ? nullptr : now_out, bytes_ahead / size, line);
       } else {
-        prefetch<count, pass>(now_x, now_seed, now_out, ahead, stride);
+        prefetch<count, pass>(now_x, now_seed, out_stride == stride ? now_out : nullptr, ahead, stride);
       }
       const bool streams_now = streams && is_aligned<bytes>(now_out);  // not so before the remainder
       Step<kind, bytes, pass, count, S, T, Stride, Tail>{
-          now_x, now_seed, streams_now ? +streamed : now_out, stride, rows, n, mapping, coeffs, sums}
+          now_x, now_seed, streams_now ? +streamed : now_out, stride, out_stride, rows, n, mapping, coeffs, sums}
           .run();
       if constexpr (can_stream) {
         if (streams_now) stream<bytes, count>(streamed, now_out);
       }
       proceed();
     }
-    if (streams) fence();
   }
 }
 

@@ -10,7 +10,8 @@ constexpr int strip_vectors = 8;  // of a strip whose units share cache lines, a
 constexpr int tile_vectors = 96;  // a multiple of all steps
 constexpr int sum_vectors =
     192;  // summed in fp32 before the sums pass to fp64, which keeps the error at fp32's rounding
-constexpr int tile_bytes = 2048;  // of the tiles of a task's units, about, where these share cache lines
+constexpr int streamed_strip_bytes = 16384;  // of the results of a strip whose units share cache lines, at most
+constexpr int tile_bytes = 2048;             // of the tiles of a task's units, about, where these share cache lines
 
 // What stays the same during a sweep. S is the storage type, T what is computed in.
 template <typename S, typename T = compute_t<S>>
@@ -71,7 +72,7 @@ SLAF_INLINE void run_tile(const Sweep<S, T>& s, int64_t offset, int64_t stride, 
     gather<bytes>(s.grad_output + offset, stride, vectors, whole, lanes, padded, seeds);
   }
   const bool with_seeds = has_seed(s.pass) || s.pass == moments;
-  s.run_tile({s.mapping, tile, with_seeds ? seeds : nullptr, tile, W, padded, 1, coeffs, sums, 0, 0, false}, s.table,
+  s.run_tile({s.mapping, tile, with_seeds ? seeds : nullptr, tile, W, W, padded, 1, coeffs, sums, 0, 0, false}, s.table,
              s.degree);
   if (has_out(s.pass)) scatter<bytes>(tile, stride, vectors, whole, lanes, s.out + offset);
 }
@@ -121,13 +122,14 @@ struct TaskRun {
       }
     }
     flush();
+    if (s.streams) fence();
   }
 
   // `vectors` vectors of every unit, in matrix rows from `o` on.
   SLAF_INLINE void run_columns(int64_t o, int64_t vectors) const {
     const int64_t first = task.unit_begin * W, offset = o * p.inner + first;
     const int64_t whole = has_strips ? std::min(units, (p.inner - first) / W) : 0, steps = vectors / s.step * s.step;
-    if (steps > 0 && whole > 0) strip(offset, p.inner, steps, whole, 0, 0);
+    if (steps > 0 && whole > 0 && !stream_columns(offset, steps, whole)) run_strip(offset, p.inner, steps, whole, 0, 0);
     for (int64_t u = steps < vectors ? 0 : whole; u < units; ++u) {
       const int64_t begin = u < whole ? steps : 0;
       const int lanes = static_cast<int>(std::min<int64_t>(W, p.inner - first - u * W));
@@ -136,13 +138,36 @@ struct TaskRun {
     }
   }
 
+  // A strip whose results are written past the caches, matrix row by matrix row: unit by unit, with their lines a
+  // matrix row apart, that took longer than through the caches. False where it cannot be.
+  SLAF_INLINE bool stream_columns(int64_t offset, int64_t vectors, int64_t width) const {
+    if constexpr (has_streams<bytes> && !is_half_v<S>) {
+      constexpr int64_t most = streamed_strip_bytes / sizeof(S);
+      const bool aligned = is_aligned<bytes>(s.out + offset) && p.inner % W == 0;
+      if (!s.streams || !has_out(s.pass) || !aligned || vectors * width * W > most) return false;
+      alignas(bytes) S results[most];
+      auto strip = strip_at(offset, p.inner, vectors, width, 0, 0);
+      strip.out = results;
+      strip.out_stride = width * W;
+      strip.streams = false;
+      s.run_strip(strip, s.table, s.degree);
+      for (int64_t v = 0; v < vectors; ++v) {
+        for (int64_t u = 0; u < width; ++u) {
+          stream<bytes, 1>(results + (v * width + u) * W, s.out + offset + v * p.inner + u * W);
+        }
+      }
+      return true;
+    }
+    return false;
+  }
+
   // `elements` consecutive elements of a run of every unit, from `i` on.
   SLAF_INLINE void run_runs(int64_t o, int64_t i, int64_t elements) const {
     const int64_t vectors = (elements + W - 1) / W, whole = elements / W / s.step * s.step;
     for (int64_t u = 0; u < units; ++u) {
       const int64_t offset = (o * p.units + task.unit_begin + u) * p.inner + i;
       if (has_strips && whole > 0) {
-        strip(offset, W, whole, 1, u, elements - whole * W);
+        run_strip(offset, W, whole, 1, u, elements - whole * W);
       } else {
         run_tile<bytes>(s, offset, W, static_cast<int>(vectors), static_cast<int>(elements - (vectors - 1) * W),
                         coeffs + u * block, sums + u * block);
@@ -150,12 +175,25 @@ struct TaskRun {
     }
   }
 
-  SLAF_INLINE void strip(int64_t offset, int64_t stride, int64_t vectors, int64_t width, int64_t unit,
-                         int64_t remainder) const {
-    s.run_strip({s.mapping, s.x + offset, advance(s.grad_output, offset), advance(s.out, offset), stride,
-                 static_cast<int>(vectors), static_cast<int>(width), coeffs + unit * block, sums + unit * block, block,
-                 static_cast<int>(remainder), s.streams},
-                s.table, s.degree);
+  SLAF_INLINE void run_strip(int64_t offset, int64_t stride, int64_t vectors, int64_t width, int64_t unit,
+                             int64_t remainder) const {
+    s.run_strip(strip_at(offset, stride, vectors, width, unit, remainder), s.table, s.degree);
+  }
+  SLAF_INLINE Strip<S, T> strip_at(int64_t offset, int64_t stride, int64_t vectors, int64_t width, int64_t unit,
+                                   int64_t remainder) const {
+    return {s.mapping,
+            s.x + offset,
+            advance(s.grad_output, offset),
+            advance(s.out, offset),
+            stride,
+            stride,
+            static_cast<int>(vectors),
+            static_cast<int>(width),
+            coeffs + unit * block,
+            sums + unit * block,
+            block,
+            static_cast<int>(remainder),
+            s.streams};
   }
 
   SLAF_INLINE void flush() const {

@@ -69,24 +69,23 @@ SLAF_INLINE void store(S* to, const Vector<compute_t<S>, bytes>& v) {
   }
 }
 
-// Whether vectors can be written past the caches, which then need not read what is overwritten.
+// Whether vectors are written past the caches, which then need not read what is overwritten. 16 bytes at a time that
+// takes twice as long as through them.
 #ifdef __x86_64__
-inline constexpr bool has_streams = true;
+template <int bytes>
+inline constexpr bool has_streams = bytes > 16;
 // Copies `count` vectors so; other threads see them after a `fence`.
 template <int bytes, int count>
 SLAF_INLINE void stream(const void* from, void* to) {
   using V = Vector<float, bytes>;
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
-    if constexpr (bytes > 16) {
-      asm volatile("vmovntps %1, %0" : "=m"(static_cast<V*>(to)[i]) : "v"(static_cast<const V*>(from)[i]));
-    } else {
-      asm volatile("movntps %1, %0" : "=m"(static_cast<V*>(to)[i]) : "x"(static_cast<const V*>(from)[i]));
-    }
+    asm volatile("vmovntps %1, %0" : "=m"(static_cast<V*>(to)[i]) : "v"(static_cast<const V*>(from)[i]));
   }
 }
 inline void fence() { asm volatile("sfence" ::: "memory"); }
 #else
+template <int bytes>
 inline constexpr bool has_streams = false;
 template <int bytes, int count>
 void stream(const void*, void*);
