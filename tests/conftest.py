@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from emulation import Emulator
-from machine_code import ARCHITECTURES
-from torch.utils.cpp_extension import include_paths
+from machine_code import compile_units
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,19 +78,9 @@ def nvcc():
 @pytest.fixture(scope="session")
 def cuda_objects(nvcc, request, tmp_path_factory):
     """The folder with the objects of csrc/cuda/*.cu, as the source distribution has them, and what nvcc said."""
-    target = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-    flags = ["-std=c++20", "-O3", "-Xptxas", "-v", "--threads=0", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    # Warnings are errors in our own code; torch's headers, and nvcc's pragmas seen by g++, are not ours.
-    host = ["-Xcompiler=-fPIC,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas", "-Werror=all-warnings"]
-    includes = [argument for path in include_paths() for argument in ("-isystem", path)]
     root = request.getfixturevalue("sdist") if (ROOT / ".git").exists() else ROOT
-    sources = [str(path) for path in sorted(root.glob("csrc/cuda/*.cu"))]
-    assert sources
     folder = tmp_path_factory.mktemp("nvcc")
-    command = [nvcc, *flags, *target, *host, *includes, "-c", *sources]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done.stdout + done.stderr
+    return folder, compile_units(nvcc, root, folder, "")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import sysconfig
 from collections import Counter
 from pathlib import Path
 
+from torch.utils.cpp_extension import include_paths
+
 # What an instruction counts as: the first whose pattern its mnemonic starts with, or else "other".
 KINDS = {
     "load": "LDG|LDGSTS|LD",
@@ -27,6 +29,21 @@ WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 THREADS = 256  # of a block
 SUMS_ALONE = r"NormalizedForm<\(Pass\)[01]"  # kernels that write no result of an element
 ARCHITECTURES = ("80", "90", "100")  # those of a default build
+
+
+def compile_units(nvcc: str, root: Path, folder: Path, units: str, standard: str = "c++20") -> str:
+    """Compiles the csrc/cuda/*.cu of a tree whose names match to objects in a folder, and returns what nvcc said."""
+    target = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    flags = [f"-std={standard}", "-O3", "-Xptxas", "-v", "--threads=0", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    # Warnings are errors in our own code; torch's headers, and nvcc's pragmas seen by g++, are not ours.
+    host = ["-Xcompiler=-fPIC,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas", "-Werror=all-warnings"]
+    includes = [argument for path in include_paths() for argument in ("-isystem", path)]
+    sources = [str(path) for path in sorted(root.glob("csrc/cuda/*.cu")) if re.match(units, path.stem)]
+    assert sources
+    command = [nvcc, *flags, *target, *host, *includes, "-c", *sources]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
 
 
 def demangle(names: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
-from machine_code import ARCHITECTURES, resources
+from machine_code import ARCHITECTURES, compile_units, resources
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +59,12 @@ def test_no_spills(cuda_objects, capsys):
         print(f"{'degree':46} {' '.join(f'{degree:4}' for degree in degrees)}")
     spilled = [f"sm_{arch}: {name}" for arch, name, _, frame, spills in found if frame or spills]
     assert not spilled, "\n".join(spilled)
+
+
+@pytest.mark.slow
+def test_older_torch_builds_with_an_older_standard(nvcc, tmp_path):
+    """torch 2.10 to 2.12 ask nvcc for C++17. These units include every header."""
+    compile_units(nvcc, ROOT, tmp_path, ".*_double$|slaf$|normalized$|panel$", "c++17")
 
 
 def test_check_sees_spills():

@@ -194,13 +194,13 @@ __device__ __forceinline__ P evaluate(const Sweep<S, T>& s, const Rows<T>& table
 template <typename Form, typename S, int highest>
 inline constexpr int unroll = [] {
   if (Form::width == 1) return 4;
-  constexpr bool is_general = Form::is_backward && Form::walk == Walk::general, is_half = sizeof(S) == 2;
+  constexpr bool is_general_backward = Form::is_backward && Form::walk == Walk::general, is_half = sizeof(S) == 2;
   if (!Form::has_columns && Form::is_backward) {
-    if (is_general) return is_half && highest <= 5 ? 2 : 1;
+    if (is_general_backward) return is_half && highest <= 5 ? 2 : 1;
     return highest <= 5 || highest > (is_half ? 16 : 8) ? 1 : 2;
   }
   if (!Form::has_columns) return highest > 16 ? 1 : 2;
-  if (is_general || highest > 8) return 2;
+  if (is_general_backward || highest > 8) return 2;
   if (!Form::is_backward) return Form::walk == Walk::general ? 5 : 6;
   return Form::width == 2 && (highest <= 4 || highest == 6) ? 3 : 4;
 }();

@@ -176,7 +176,7 @@ inline constexpr int normalized_blocks = [] {
   constexpr int items = normalized_unroll<Form, highest> * Form::width * sizeof(S) / 4 * (Form::is_backward ? 2 : 1);
   int column = sums_of(pass, highest);
   if (Slots<Form, highest, compute_t<S>>::in_registers) column += sets_of(pass) * highest;
-  if (!Form::has_columns && pass == Pass::moments) column += 3 * highest;
+  if (!Form::has_columns && pass == Pass::moments) column += 3 * highest;  // as nvcc counts them
   int walk = Form::has_columns ? 8 : 16;
   if (pass == Pass::centered_gradient) walk += 6;
   if (pass == Pass::normalized_gradient) walk += 20;
@@ -247,11 +247,11 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
   });
 
   if constexpr (pass == Pass::normalized_gradient) {
-    const Slots<Form, highest, T> slots_of(block, s.degree);
+    const Slots<Form, highest, T> values(block, s.degree);
     const auto f = [&](const auto& x, const auto& grad_output, bool) {
       using P = std::decay_t<decltype(x)>;
       return gradient_of<pass, Form::walk, Range>(s, table, x, grad_output,
-                                                  [&](int set, int k) { return slots_of.template at<P>(set, k); });
+                                                  [&](int set, int k) { return values.template at<P>(set, k); });
     };
     for (; elements.has_items(); elements.next()) elements.map(true, f);
     elements.map_remainder(true, f);
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
         if (k > 0 && k < K) coeffs[k] *= -coeffs[K + k];
       });
     }
-    const Slots<Form, highest, T> slots_of(block, s.degree);
+    const Slots<Form, highest, T> values(block, s.degree);
     Lanes sums[highest + 1] = {};
     [[maybe_unused]] Lanes squares[highest + 1] = {};
     const auto f = [&](const auto& x, const auto& grad_output, bool is_valid) {
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(max_threads, (normalized_blocks<Form, S, Range
           accumulate<Form::has_columns>(sums[0], psi);
           return;
         }
-        const P shift = slots_of.template at<P>(0, k), scaling = slots_of.template at<P>(1, k);
+        const P shift = values.template at<P>(0, k), scaling = values.template at<P>(1, k);
         const P centered = pass == Pass::moments ? psi * scaling + shift : (psi - seed * shift) * scaling;
         accumulate<Form::has_columns>(sums[k], centered);
         if constexpr (pass == Pass::moments) accumulate_squares<Form::has_columns>(squares[k], centered);
