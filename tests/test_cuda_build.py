@@ -63,7 +63,7 @@ def test_no_spills(cuda_objects, capsys):
 
 @pytest.mark.slow
 def test_older_torch_builds_with_an_older_standard(nvcc, tmp_path):
-    """torch 2.10 to 2.12 ask nvcc for C++17. These units include every header."""
+    """torch 2.11 asks nvcc for C++17. These units include every header."""
     compile_units(nvcc, ROOT, tmp_path, ".*_double$|slaf$|normalized$|panel$", "c++17")
 
 

@@ -152,6 +152,7 @@ SLAF_INLINE void run_strip(const Strip<S, T>& s, const Rows<T>& table, int degre
       if (stride == W) {
         prefetch<lines, pass>(now_x, now_seed, streams ? nullptr : now_out, bytes_ahead / size, line);
       } else {
+        // A buffer for results is in L1 already.
         prefetch<count, pass>(now_x, now_seed, out_stride == stride ? now_out : nullptr, ahead, stride);
       }
       const bool streams_now = streams && is_aligned<bytes>(now_out);  // not so before the remainder

@@ -97,19 +97,28 @@ struct AnyDegree {
   static constexpr int lowest = 0, highest = -1;
 };
 
+// Whether all degrees of `Range` walk alike: there is one, or the degree is known at run time only.
+template <typename Range>
+inline constexpr bool has_one_end = Range::lowest >= Range::highest;
+// How far they walk.
+template <typename Range>
+SLAF_INLINE constexpr Degree<> end_of(int degree) {
+  return in_blocks(Range::highest < 0 ? degree : Range::highest);
+}
+
 // Whether a walk for the degrees of `Range` ends at k. Degrees that share a kernel leave the walk at their own.
 template <typename Range, typename K>
 SLAF_INLINE constexpr bool is_last(K k, int degree) {
   if constexpr (std::is_same_v<K, Last>) return true;
-  return Range::lowest < Range::highest && k >= Range::lowest && k == degree;
+  return !has_one_end<Range> && k >= Range::lowest && k == degree;
 }
 
 // `walk` for a degree of `Range`.
 template <Walk kind, typename Range, typename V, typename T, typename Visit>
 SLAF_INLINE void walk_to(int degree, const V& x, const V& seed, const Rows<T>& rows, const Visit& visit) {
-  constexpr int lowest = Range::lowest, highest = Range::highest;
-  if constexpr (lowest >= highest) {
-    walk<kind>(x, seed, rows, in_blocks(highest < 0 ? degree : highest), visit);
+  constexpr int highest = Range::highest;
+  if constexpr (has_one_end<Range>) {
+    walk<kind>(x, seed, rows, end_of<Range>(degree), visit);
   } else {
     visit(0, seed);
     if (is_last<Range>(0, degree)) return;
@@ -130,8 +139,8 @@ SLAF_INLINE void walk_to(int degree, const V& x, const V& seed, const Rows<T>& r
 // sum_k coeffs(k) phi_k(x) for a degree of `Range`; top is coeffs(degree).
 template <Walk kind, typename Range, typename V, typename T, typename Coeffs>
 SLAF_INLINE V clenshaw_to(int degree, const V& x, const Rows<T>& rows, const Coeffs& coeffs, const V& top) {
-  if constexpr (Range::highest < 0 || Range::lowest == Range::highest) {
-    return clenshaw<kind>(x, rows, in_blocks(Range::highest < 0 ? degree : Range::highest), coeffs);
+  if constexpr (has_one_end<Range>) {
+    return clenshaw<kind>(x, rows, end_of<Range>(degree), coeffs);
   } else {
     // As `clenshaw`, but the steps above the degree are skipped: s_k is in `even` or `odd`, as k is.
     const V point = point_of<kind>(x, rows), zero = V::of(T(0));

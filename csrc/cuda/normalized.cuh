@@ -27,10 +27,11 @@ enum class Pass : int {
   walked_gradient,      // dx = grad_output sum_k psi_k' a_k, of the plain form, for bases in which D would cost digits
 };
 
-// What a sweep reads of a column: shifts and scalings; a, u, v; a.
-SLAF_INLINE constexpr int coeff_slots(Pass pass, int degree) {
-  return (pass == Pass::normalized_gradient ? 3 : pass == Pass::walked_gradient ? 1 : 2) * (degree + 1);
+// What a sweep reads of a column for each k: shifts and scalings; a, u, v; a.
+SLAF_INLINE constexpr int sets_of(Pass pass) {
+  return pass == Pass::normalized_gradient ? 3 : pass == Pass::walked_gradient ? 1 : 2;
 }
+SLAF_INLINE constexpr int coeff_slots(Pass pass, int degree) { return sets_of(pass) * (degree + 1); }
 // What it writes: count and sums, squares, shifts, scalings; sums.
 SLAF_INLINE constexpr int sum_slots(Pass pass, int degree) {
   return (pass == Pass::moments ? 4 : pass == Pass::centered_gradient ? 1 : 0) * (degree + 1);
@@ -125,14 +126,13 @@ struct NormalizedForm : Form<walk_, pass_ != Pass::moments, true, access_, width
   static constexpr Pass pass = pass_;
 };
 
-// The sums of a thread for a column or its group, and the slots that it reads of phi_1, phi_2, ...
+// The sums of a thread for a column or its group.
 SLAF_INLINE constexpr int sums_of(Pass pass, int degree) {
   return pass == Pass::moments ? 2 * degree + 1 : pass == Pass::centered_gradient ? degree + 1 : 0;
 }
-SLAF_INLINE constexpr int sets_of(Pass pass) { return pass == Pass::normalized_gradient ? 3 : 2; }
 
-// These slots, in sets as coeff_slots names them. A group's lie in shared memory; those of columns differ from lane to
-// lane, and lie in registers where a thread has several columns.
+// What a thread reads for phi_1, phi_2, ..., in the order of `sets_of`. A group's lies in shared memory; that of
+// columns differs from lane to lane, and lies in registers where a thread has several columns.
 template <typename Form, int highest, typename T>
 struct Slots {
   static constexpr bool in_registers = Form::has_columns && Form::width > 1;
